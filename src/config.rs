@@ -1,0 +1,387 @@
+//! Settings: defaults, then a file, then `HAAS_*` in the environment, then the command line.
+//!
+//! Every setting is declared once, in [`Config`]; the keys of the file, the names of the
+//! environment variables and the annotated example follow from that. All mistakes are
+//! reported at once, because each round of "fix one, see the next" is a restart.
+
+mod value;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+use toml::{Table, Value};
+
+use crate::instance::name::{HostPattern, Hostname};
+pub use value::{Listen, PortRange};
+use value::Setting;
+
+/// Everything that is wrong with the settings, one line each.
+#[derive(Debug, Error)]
+#[error("the configuration has {} mistake(s):\n  {}", .0.len(), .0.join("\n  "))]
+pub struct ConfigError(pub Vec<String>);
+
+/// Declares the sections and settings, and from them the parser and the annotated example.
+macro_rules! settings {
+    ($($(#[doc = $section_doc:literal])+ $section:ident: $struct:ident {
+        $($(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:literal,)+
+    })+) => {
+        /// The settings, by section.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Config {
+            $($(#[doc = $section_doc])+ pub $section: $struct,)+
+        }
+
+        $(
+            $(#[doc = $section_doc])+
+            #[derive(Debug, Clone, PartialEq)]
+            pub struct $struct {
+                $($(#[doc = $doc])+ pub $key: $type,)+
+            }
+        )+
+
+        impl Config {
+            fn read(layers: &mut Layers) -> Option<Self> {
+                $(let $section = {
+                    $(let $key = layers.take::<$type>(stringify!($section), stringify!($key), $default);)+
+                    (|| Some($struct { $($key: $key?,)+ }))()
+                };)+
+                Some(Self { $($section: $section?,)+ })
+            }
+
+            /// An annotated file with every setting at its default.
+            #[must_use]
+            pub fn example() -> String {
+                let mut text = String::from(
+                    "# Every setting of Haas with its default. Each can also be given in the environment:\n\
+                     # HAAS_<SECTION>_<KEY>, such as HAAS_TENANT_IMAGE.\n",
+                );
+                $(
+                    text.push('\n');
+                    $(text.push_str(concat!("#", $section_doc, "\n"));)+
+                    text.push_str(concat!("[", stringify!($section), "]\n"));
+                    $(
+                        $(text.push_str(concat!("#", $doc, "\n"));)+
+                        text.push_str(concat!(stringify!($key), " = ", $default, "\n"));
+                    )+
+                )+
+                text
+            }
+        }
+    };
+}
+
+settings! {
+    /// Where the apps live.
+    installation: Installation {
+        /// The domain below which every app gets its host; the bare domain is the control API.
+        domain: Hostname = "\"haas.localhost\"",
+        /// "{app}.{user}.{domain}", or "{app}--{user}.{domain}" for a single wildcard certificate.
+        host_pattern: HostPattern = "\"{app}.{user}.{domain}\"",
+    }
+    /// The control API's own server, behind HAProxy.
+    http: Http {
+        /// "ADDRESS:PORT", or "unix:PATH". `haas up` uses a socket of its own.
+        listen: Listen = "\"127.0.0.1:5500\"",
+        /// How long POST /provision and POST /deprovision wait before they answer 202.
+        wait: Duration = "\"30s\"",
+        /// Threads that serve the API.
+        workers: usize = "2",
+    }
+    /// The ship manifest: Postgres.
+    manifest: ManifestSettings {
+        /// A connection string; DATABASE_URL is read too. `haas up` runs its own Postgres.
+        database_url: String = "\"\"",
+        /// Connections that the API keeps; the reconciler has as many of its own.
+        pool_size: usize = "8",
+        /// How long a request waits for the database before it is answered 503.
+        timeout: Duration = "\"3s\"",
+    }
+    /// The containers that tenants run in.
+    tenant: Tenant {
+        /// The image, as scripts/build-image tags it.
+        image: String = "\"haas/hoodie:28.2.10\"",
+        /// Loopback ports for tenants, both ends included. Keep them below 32768, where the
+        /// kernel's ephemeral ports begin.
+        ports: PortRange = "\"5521-15520\"",
+        /// Memory in MiB; past it the container is killed and started again.
+        memory_mib: u32 = "192",
+        /// CPUs that one tenant may use at most.
+        cpus: f64 = "1.0",
+        /// Processes and threads at most.
+        pids: u32 = "64",
+        /// Size of a tenant's log file in MiB; one older file is kept beside it.
+        log_mib: u32 = "1",
+        /// How long a Hoodie may take to answer for the first time.
+        ready_timeout: Duration = "\"30s\"",
+        /// How long a drained Hoodie may take to exit before it is killed.
+        stop_timeout: Duration = "\"10s\"",
+        /// How long the last requests of an unwanted Hoodie are waited for.
+        drain_timeout: Duration = "\"10s\"",
+    }
+    /// The domain-to-unique-port mapper.
+    haproxy: Haproxy {
+        /// The program that checks candidates, and that `haas up` runs.
+        binary: PathBuf = "\"haproxy\"",
+        /// Where haproxy.cfg and routes.map are written.
+        dir: PathBuf = "\"/etc/haas/haproxy\"",
+        /// A template on disk, watched for changes; empty for the one built into the binary.
+        template: PathBuf = "\"\"",
+        /// Where end users' requests come in.
+        http_bind: String = "\"127.0.0.1:8080\"",
+        /// The master's socket (haproxy -S): reloads are confirmed through it.
+        master_socket: PathBuf = "\"/run/haproxy-master.sock\"",
+        /// The worker's statistics socket, for the administrator.
+        stats_socket: PathBuf = "\"/run/haas-haproxy-stats.sock\"",
+        /// Where the control API is reached from HAProxy, several servers separated by spaces;
+        /// empty for http.listen.
+        control_servers: String = "\"\"",
+        /// The user and group that workers change to when HAProxy starts as root; empty for none.
+        user: String = "\"\"",
+        /// See user.
+        group: String = "\"\"",
+        /// An old worker that still has streams open is ended after this time.
+        hard_stop_after: Duration = "\"30m\"",
+        /// Up to this many apps each have a section of their own in haproxy.cfg.
+        sections_max: usize = "2000",
+        /// Connections to HAProxy at most.
+        maxconn: u32 = "8192",
+        /// Connections to one app at most; more wait in line.
+        app_maxconn: u32 = "512",
+        /// How long a reload may take to be confirmed.
+        confirm_timeout: Duration = "\"10s\"",
+    }
+    /// The loop that makes the world agree with the manifest.
+    reconcile: Reconcile {
+        /// How often it looks even when nobody nudged it.
+        period: Duration = "\"10s\"",
+        /// Containers that are started at the same time.
+        concurrency: usize = "4",
+        /// The rest after a first failure; doubled with each one that follows.
+        backoff_base: Duration = "\"2s\"",
+        /// The longest rest.
+        backoff_max: Duration = "\"5m\"",
+        /// An instance that ran this long has its earlier failures forgiven.
+        stable_after: Duration = "\"1m\"",
+        /// How long a container of ours that no row wants is left before it is removed.
+        orphan_grace: Duration = "\"10m\"",
+        /// How long a port that something else on the host held is left alone.
+        port_retry_after: Duration = "\"24h\"",
+    }
+    /// Files with mode 0600.
+    secrets: Secrets {
+        /// The folder. Every file *.secret in it holds one secret that callers may use, so that
+        /// one can be rotated; instance.key derives the tenants' admin passwords.
+        dir: PathBuf = "\"/etc/haas/secrets\"",
+    }
+}
+
+/// The layers that a setting is looked up in, and what was wrong with them.
+struct Layers {
+    file: Table,
+    environment: BTreeMap<String, String>,
+    overrides: BTreeMap<String, Value>,
+    mistakes: Vec<String>,
+}
+
+impl Layers {
+    fn take<T: Setting>(&mut self, section: &str, key: &str, default: &str) -> Option<T> {
+        let name = format!("{section}.{key}");
+        let variable = format!("HAAS_{}_{}", section.to_uppercase(), key.to_uppercase());
+        let from_file = self
+            .file
+            .get_mut(section)
+            .and_then(Value::as_table_mut)
+            .and_then(|table| table.remove(key));
+        let from_environment = self.environment.remove(&variable);
+        let (source, value) = if let Some(value) = self.overrides.remove(&name) {
+            (name, value)
+        } else if let Some(text) = from_environment {
+            (variable, value::from_environment(&text))
+        } else if let Some(value) = from_file {
+            (name, value)
+        } else {
+            (name, value::from_literal(default))
+        };
+        T::from_value(&value).map_err(|why| self.mistakes.push(format!("{source}: {why}"))).ok()
+    }
+
+    /// What nobody asked for: a typo must not be ignored.
+    fn leftovers(&mut self) {
+        for (section, value) in &self.file {
+            match value {
+                Value::Table(table) => {
+                    for key in table.keys() {
+                        self.mistakes.push(format!("{section}.{key}: unknown setting"));
+                    }
+                }
+                _ => self.mistakes.push(format!("{section}: unknown setting")),
+            }
+        }
+        for variable in self.environment.keys() {
+            self.mistakes.push(format!("{variable}: unknown setting"));
+        }
+    }
+}
+
+/// Variables that share our prefix and are not settings: command-line options and the scripts'.
+const NOT_SETTINGS: &[&str] = &["HAAS_CONFIG", "HAAS_DIR", "HAAS_LOG", "HAAS_BASE_IMAGE", "HAAS_FAILPOINT"];
+
+impl Config {
+    /// Puts the layers together: `file` (if any), then the environment, then `overrides` by
+    /// their dotted names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] lists every mistake: unreadable file, unknown keys, values out of range.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        overrides: BTreeMap<String, Value>,
+    ) -> Result<Self, ConfigError> {
+        let mut mistakes = Vec::new();
+        let mut table = Table::new();
+        if let Some(path) = file {
+            match std::fs::read_to_string(path) {
+                Ok(text) => match text.parse() {
+                    Ok(parsed) => table = parsed,
+                    Err(error) => mistakes.push(format!("{}: {error}", path.display())),
+                },
+                Err(error) => mistakes.push(format!("{}: {error}", path.display())),
+            }
+        }
+        let mut database_url = None;
+        let mut ours = BTreeMap::new();
+        for (name, text) in environment {
+            if name == "DATABASE_URL" {
+                database_url = Some(text);
+            } else if name.starts_with("HAAS_") && !NOT_SETTINGS.contains(&name.as_str()) {
+                ours.insert(name, text);
+            }
+        }
+        if let Some(url) = database_url {
+            ours.entry("HAAS_MANIFEST_DATABASE_URL".to_owned()).or_insert(url);
+        }
+        let mut layers = Layers { file: table, environment: ours, overrides, mistakes };
+        let config = Self::read(&mut layers);
+        layers.leftovers();
+        if let Some(config) = &config {
+            config.check(&mut layers.mistakes);
+        }
+        match config {
+            Some(config) if layers.mistakes.is_empty() => Ok(config),
+            _ => Err(ConfigError(layers.mistakes)),
+        }
+    }
+
+    /// The rules that one value alone cannot break.
+    fn check(&self, mistakes: &mut Vec<String>) {
+        let mut require = |holds: bool, text: &str| {
+            if !holds {
+                mistakes.push(text.to_owned());
+            }
+        };
+        require(self.http.workers > 0, "http.workers: must be at least 1");
+        require(self.manifest.pool_size > 1, "manifest.pool_size: must be at least 2");
+        require(self.reconcile.concurrency > 0, "reconcile.concurrency: must be at least 1");
+        require(!self.reconcile.period.is_zero(), "reconcile.period: must not be zero");
+        require(self.tenant.memory_mib >= 96, "tenant.memory_mib: a Hoodie needs at least 96");
+        require(self.tenant.cpus > 0.0, "tenant.cpus: must be more than 0");
+        require(self.tenant.pids >= 16, "tenant.pids: a Hoodie needs at least 16");
+        require(self.tenant.log_mib > 0, "tenant.log_mib: must be at least 1");
+        require(
+            self.haproxy.app_maxconn > 0 && self.haproxy.app_maxconn <= self.haproxy.maxconn,
+            "haproxy.app_maxconn: must be between 1 and haproxy.maxconn",
+        );
+        require(!self.haproxy.hard_stop_after.is_zero(), "haproxy.hard_stop_after: must not be zero");
+        require(
+            self.haproxy.user.is_empty() == self.haproxy.group.is_empty(),
+            "haproxy.user and haproxy.group: give both or neither",
+        );
+        for (name, word) in [("user", &self.haproxy.user), ("group", &self.haproxy.group)] {
+            let plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+            require(plain, &format!("haproxy.{name}: must be a plain account name"));
+        }
+        for (name, text) in [
+            ("http_bind", self.haproxy.http_bind.as_str()),
+            ("control_servers", self.haproxy.control_servers.as_str()),
+        ] {
+            let plain = text.bytes().all(|b| b.is_ascii_graphic() && !b"#\"'\\{}".contains(&b) || b == b' ');
+            require(plain, &format!("haproxy.{name}: has a character that haproxy.cfg can't hold"));
+        }
+        for (name, path) in [
+            ("dir", &self.haproxy.dir),
+            ("master_socket", &self.haproxy.master_socket),
+            ("stats_socket", &self.haproxy.stats_socket),
+        ] {
+            let plain = path.to_str().is_some_and(|text| {
+                text.chars().all(|c| !c.is_control() && !c.is_whitespace() && !"#\"'\\{}".contains(c))
+            });
+            require(plain, &format!("haproxy.{name}: has a character that haproxy.cfg can't hold"));
+        }
+    }
+
+    /// The port that end users' browsers connect to, for the endpoint's URL.
+    #[must_use]
+    pub fn public_port(&self) -> u16 {
+        self.haproxy.http_bind.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(80)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("haas.toml");
+        std::fs::write(&path, text).unwrap();
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::load(Some(&path), environment, BTreeMap::new())
+    }
+
+    #[test]
+    fn the_example_is_the_default() {
+        let example = load(&Config::example(), &[]).unwrap();
+        assert_eq!(example, load("", &[]).unwrap());
+        assert_eq!(example.tenant.ports, PortRange { first: 5521, last: 15520 });
+        assert_eq!(example.public_port(), 8080);
+    }
+
+    #[test]
+    fn the_environment_is_stronger_than_the_file_and_the_command_line_than_both() {
+        let text = "[tenant]\nimage = \"a\"\nmemory_mib = 200\n[http]\nwait = \"1s\"";
+        let config = load(text, &[("HAAS_TENANT_IMAGE", "b"), ("HAAS_TENANT_MEMORY_MIB", "300")]).unwrap();
+        assert_eq!((config.tenant.image.as_str(), config.tenant.memory_mib), ("b", 300));
+        assert_eq!(config.http.wait, Duration::from_secs(1));
+        let overrides = BTreeMap::from([("tenant.image".to_owned(), Value::String("c".to_owned()))]);
+        let environment = [("HAAS_TENANT_IMAGE".to_owned(), "b".to_owned())];
+        assert_eq!(Config::load(None, environment, overrides).unwrap().tenant.image, "c");
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once() {
+        let text = "surprise = 1\n[tenant]\nmemory_mb = 1\nports = \"9-1\"\ncpus = \"many\"\n[http]\nwait = \"soon\"\n[nowhere]\nx = 1";
+        let ConfigError(mistakes) =
+            load(text, &[("HAAS_HTTP_WORKERS", "-1"), ("HAAS_TENANT_MEMORY", "1")]).unwrap_err();
+        for start in [
+            "surprise:", "tenant.memory_mb:", "tenant.ports:", "tenant.cpus:", "http.wait:", "nowhere.x:",
+            "HAAS_HTTP_WORKERS:", "HAAS_TENANT_MEMORY:",
+        ] {
+            assert!(mistakes.iter().any(|m| m.starts_with(start)), "{start} not in {mistakes:#?}");
+        }
+        assert_eq!(mistakes.len(), 8, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn nothing_that_would_break_haproxy_cfg_gets_in() {
+        for text in [
+            "[haproxy]\nhttp_bind = \"127.0.0.1:80\\nbackend evil\"",
+            "[haproxy]\nuser = \"a b\"\ngroup = \"c\"",
+            "[haproxy]\ndir = \"/tmp/a b\"",
+            "[installation]\ndomain = \"a\\nb\"",
+        ] {
+            assert!(load(text, &[]).is_err(), "{text}");
+        }
+    }
+}

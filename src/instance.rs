@@ -1,0 +1,266 @@
+//! The domain, pure: what an instance is, what it should be, and how far it has come.
+
+pub mod name;
+pub mod plan;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use name::{AppName, ContainerName, Email, Hostname, Username};
+
+/// One user's one app: the row in the ship manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Identity that survives re-provisioning; names the volume and derives the password.
+    pub id: Uuid,
+    /// Whose it is.
+    pub username: Username,
+    /// Which of the user's apps it serves.
+    pub appname: AppName,
+    /// Where the owner gets mail.
+    pub email: Email,
+    /// The host that HAProxy routes to it.
+    pub host: Hostname,
+    /// The Docker name, `<username>-<app>`.
+    pub container: ContainerName,
+    /// The loopback port that is published for it; none once it is deleted.
+    pub port: Option<u16>,
+    /// What it should be. Written by handlers and commands only.
+    pub desired: Desired,
+    /// How far it has come. Written by the reconciler only, by compare-and-set.
+    pub phase: Phase,
+    /// When the phase was entered.
+    pub phase_since: DateTime<Utc>,
+    /// Counts the changes of what is desired; the container carries the one that it was made for.
+    pub generation: i64,
+    /// The last generation that was carried out in full.
+    pub observed_generation: i64,
+    /// Failures in a row.
+    pub attempts: i32,
+    /// When a failed instance is tried again.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// Why the last attempt failed, for people.
+    pub last_error: Option<String>,
+    /// The last lines that its Hoodie wrote before it failed.
+    pub last_log: Option<String>,
+    /// Whether it was provisioned again and found the data of its earlier life.
+    pub restored: bool,
+    /// When it was first asked for.
+    pub created_at: DateTime<Utc>,
+    /// When the row last changed.
+    pub updated_at: DateTime<Utc>,
+    /// When its Hoodie first answered in this life.
+    pub ready_at: Option<DateTime<Utc>>,
+}
+
+/// What an instance should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Desired {
+    /// Answering at its host.
+    Running,
+    /// Gone, but for its data and a tombstone.
+    Deleted,
+}
+
+/// How far an instance has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Wanted; no container of the current generation is known.
+    Pending,
+    /// The container was started; its Hoodie has not answered yet.
+    Starting,
+    /// Its Hoodie answers; HAProxy does not route to it yet.
+    Ready,
+    /// Its Hoodie answers at its host.
+    Running,
+    /// Was running, and Docker's restart policy is bringing it back. It keeps its route, so
+    /// that a Hoodie that crashes over and over does not make HAProxy reload each time.
+    Restarting,
+    /// An attempt failed; the next one comes at `next_attempt_at`.
+    Failed,
+    /// Unwanted: leaving HAProxy, then waiting for its last requests.
+    Draining,
+    /// Drained: its container is being stopped and removed.
+    Removing,
+    /// The container is gone and the port given back; the data and this tombstone remain.
+    Deleted,
+}
+
+/// A word in the database that this binary does not know.
+#[derive(Debug, Error)]
+#[error("unknown {what}: {word:?}")]
+pub struct UnknownWord {
+    what: &'static str,
+    word: String,
+}
+
+macro_rules! words {
+    ($type:ident, $what:literal, $($variant:ident = $word:literal),+ $(,)?) => {
+        impl $type {
+            /// Every variant.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word that stands in the database and in JSON.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = UnknownWord;
+            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+                match word {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(UnknownWord { what: $what, word: word.to_owned() }),
+                }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+words!(Desired, "desired state", Running = "running", Deleted = "deleted");
+words!(
+    Phase, "phase",
+    Pending = "pending",
+    Starting = "starting",
+    Ready = "ready",
+    Running = "running",
+    Restarting = "restarting",
+    Failed = "failed",
+    Draining = "draining",
+    Removing = "removing",
+    Deleted = "deleted",
+);
+words!(
+    State, "state",
+    Pending = "pending",
+    Running = "running",
+    Failed = "failed",
+    Deleting = "deleting",
+    Deleted = "deleted",
+);
+
+/// The phase as callers see it: fewer words, each of which tells them what to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// On its way; ask again.
+    Pending,
+    /// Answering at its endpoint.
+    Running,
+    /// Not answering; it is retried, and `last_error` says why.
+    Failed,
+    /// On its way out.
+    Deleting,
+    /// Gone; its data is kept.
+    Deleted,
+}
+
+impl State {
+    /// The phases that show as this state while an instance is wanted or unwanted.
+    #[must_use]
+    pub fn of(desired: Desired, phase: Phase) -> Self {
+        match (desired, phase) {
+            (_, Phase::Deleted) if desired == Desired::Deleted => Self::Deleted,
+            (Desired::Deleted, _) => Self::Deleting,
+            (Desired::Running, Phase::Running) => Self::Running,
+            (Desired::Running, Phase::Failed) => Self::Failed,
+            (Desired::Running, _) => Self::Pending,
+        }
+    }
+}
+
+impl Instance {
+    /// The state that callers see.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::of(self.desired, self.phase)
+    }
+
+    /// Whether HAProxy should route to it: wanted, and its Hoodie has answered since its
+    /// container was made.
+    #[must_use]
+    pub fn routable(&self) -> bool {
+        self.desired == Desired::Running
+            && self.port.is_some()
+            && self.ready_at.is_some()
+            && matches!(self.phase, Phase::Ready | Phase::Running | Phase::Restarting)
+    }
+
+    /// The Docker volume with its data. Named after the id alone: a name that another user
+    /// comes to hold later never leads to this data.
+    #[must_use]
+    pub fn volume(&self) -> String {
+        volume_name(self.id)
+    }
+}
+
+/// See [`Instance::volume`].
+#[must_use]
+pub fn volume_name(id: Uuid) -> String {
+    format!("haas-{}", id.simple())
+}
+
+impl Phase {
+    /// Whether the reconciler may go from this phase to that one. Anything else is a bug, and
+    /// the manifest refuses it.
+    #[must_use]
+    pub fn may_become(self, next: Self) -> bool {
+        use Phase::{Deleted, Draining, Failed, Pending, Ready, Removing, Restarting, Running, Starting};
+        match self {
+            Pending => matches!(next, Starting | Failed | Draining | Deleted),
+            Starting => matches!(next, Pending | Ready | Failed | Draining),
+            Ready => matches!(next, Pending | Running | Failed | Draining),
+            Running => matches!(next, Pending | Restarting | Draining),
+            Restarting => matches!(next, Pending | Running | Failed | Draining),
+            Failed => matches!(next, Pending | Draining),
+            Draining => matches!(next, Removing | Pending),
+            Removing => matches!(next, Deleted | Pending),
+            Deleted => matches!(next, Pending),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_way_through_the_database() {
+        for phase in Phase::ALL {
+            assert_eq!(phase.as_str().parse::<Phase>().unwrap(), *phase);
+        }
+        for desired in Desired::ALL {
+            assert_eq!(desired.as_str().parse::<Desired>().unwrap(), *desired);
+        }
+        assert!("zombie".parse::<Phase>().is_err());
+    }
+
+    #[test]
+    fn every_phase_can_reach_both_ends() {
+        for start in Phase::ALL {
+            for end in [Phase::Running, Phase::Deleted] {
+                let mut reached = vec![*start];
+                while let Some(next) = Phase::ALL
+                    .iter()
+                    .find(|p| !reached.contains(p) && reached.iter().any(|r| r.may_become(**p)))
+                {
+                    reached.push(*next);
+                }
+                assert!(reached.contains(&end), "{start} never reaches {end}");
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Haas.
+#![forbid(unsafe_code)]
+pub mod config;
+pub mod instance;
