@@ -15,9 +15,8 @@ use super::{Desired, Instance, Phase};
 pub struct Observed {
     /// Who holds the container name.
     pub container: Seen,
-    /// Whether HAProxy may still send requests to it: the route is in force, or it is not known
-    /// to be gone.
-    pub routed: bool,
+    /// Whether HAProxy sends requests to it; none while that is not known.
+    pub routed: Option<bool>,
 }
 
 /// Who holds the container name.
@@ -113,7 +112,7 @@ fn towards_running(instance: &Instance, observed: &Observed, now: DateTime<Utc>)
         (Phase::Pending, None) => match &observed.container {
             Seen::Absent => Step::Create,
             // Giving up gives the port back: no route of an earlier life may still lead there.
-            Seen::Foreign if observed.routed => Step::AwaitPublish,
+            Seen::Foreign if observed.routed != Some(false) => Step::AwaitPublish,
             Seen::Foreign if instance.ready_at.is_none() => Step::Refuse,
             Seen::Foreign => Step::NameHeld,
             Seen::Ours(_) => Step::Remove,
@@ -124,7 +123,7 @@ fn towards_running(instance: &Instance, observed: &Observed, now: DateTime<Utc>)
 
         (Phase::Starting, Some(Status::Running | Status::Restarting)) => Step::AwaitReady(Phase::Ready),
 
-        (Phase::Ready, Some(Status::Running)) if observed.routed => Step::ConfirmRoute,
+        (Phase::Ready, Some(Status::Running)) if observed.routed == Some(true) => Step::ConfirmRoute,
         (Phase::Ready, Some(Status::Running)) => Step::AwaitPublish,
 
         (Phase::Running, Some(Status::Running)) => Step::Settled,
@@ -140,8 +139,8 @@ fn towards_running(instance: &Instance, observed: &Observed, now: DateTime<Utc>)
 fn towards_deleted(instance: &Instance, observed: &Observed) -> Step {
     match instance.phase {
         Phase::Deleted => Step::Settled,
-        Phase::Draining if observed.routed => Step::AwaitPublish,
-        Phase::Draining => Step::Drain,
+        Phase::Draining if observed.routed == Some(false) => Step::Drain,
+        Phase::Draining => Step::AwaitPublish,
         Phase::Removing if matches!(observed.container, Seen::Ours(_)) => Step::Remove,
         Phase::Removing => Step::Advance(Phase::Deleted),
         _ => Step::Advance(Phase::Draining),
@@ -207,6 +206,8 @@ mod tests {
         container: Seen,
         /// What HAProxy routes to.
         route: Option<u16>,
+        /// Whether the executor knows what HAProxy routes to.
+        known: bool,
         /// The generation of the last container whose Hoodie answered.
         answered_generation: i64,
         now: DateTime<Utc>,
@@ -227,20 +228,23 @@ mod tests {
         Provisioned,
         PortMoved,
         Published,
+        RouteForgotten,
         CrashBeforeManifestWrite,
         TimePasses,
     }
 
     impl World {
         fn new() -> Self {
-            Self { row: instance(), container: Seen::Absent, route: None, answered_generation: 0, now: DateTime::UNIX_EPOCH }
+            Self { row: instance(), container: Seen::Absent, route: None, known: false, answered_generation: 0, now: DateTime::UNIX_EPOCH }
         }
 
         fn observe(&self) -> Observed {
-            Observed { container: self.container.clone(), routed: self.route.is_some() && self.route == self.row.port }
+            let routed = self.known.then_some(self.route.is_some() && self.route == self.row.port);
+            Observed { container: self.container.clone(), routed }
         }
 
         fn publish(&mut self) {
+            self.known = true;
             self.route = self.row.port.filter(|_| self.row.routable());
         }
 
@@ -354,6 +358,7 @@ mod tests {
                     self.row.port = Some(5523);
                 }
                 Fault::Published => self.publish(),
+                Fault::RouteForgotten => self.known = false,
                 Fault::TimePasses => self.now += chrono::Duration::seconds(60),
                 Fault::CrashBeforeManifestWrite => {
                     self.step(true, false);
@@ -392,6 +397,7 @@ mod tests {
             Just(Fault::Provisioned),
             Just(Fault::PortMoved),
             Just(Fault::Published),
+            Just(Fault::RouteForgotten),
             Just(Fault::CrashBeforeManifestWrite),
             Just(Fault::TimePasses),
         ];

@@ -1,0 +1,129 @@
+//! The commands. Those that change something write intent into the manifest, as the API does;
+//! the server carries it out.
+
+mod config;
+mod doctor;
+mod down;
+mod instances;
+mod intent;
+mod reconcile;
+mod routes;
+mod serve;
+mod settings;
+mod table;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use log::LevelFilter;
+
+/// Hoodie as a Service: gives a user's app a Hoodie backend at its own domain.
+#[derive(Debug, Parser)]
+#[command(name = "haas", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not (yet) as wanted: not ready in time, \
+or doctor found something; 4 no such instance; 5 refused: a name is taken, a value won't do.";
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// The folder of `haas up`; other commands find its database there
+    #[arg(long, global = true, env = "HAAS_DIR", default_value = "./var", value_name = "DIR")]
+    dir: PathBuf,
+    /// Settings; docs/haas.example.toml has all of them
+    #[arg(long, global = true, env = "HAAS_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run everything below one folder: Postgres, HAProxy and the server
+    Up(up::Arguments),
+    /// Run the server, with a Postgres and a HAProxy that others run
+    Serve,
+    /// Stop what `haas up` has started; tenants' data always stays
+    Down(down::Arguments),
+    /// Give a user a Hoodie for an app
+    Provision(intent::Provision),
+    /// Take a Hoodie away; its data stays
+    Deprovision(intent::Deprovision),
+    /// List instances
+    List(instances::List),
+    /// Show one instance: its state, its latest events, its last log lines if it failed
+    Show(instances::Show),
+    /// Show which host leads where, by the manifest, the files, and HAProxy itself
+    Routes(routes::Arguments),
+    /// Print the generated haproxy.cfg, or the settings
+    Config(config::Arguments),
+    /// Make the world agree with the manifest, once; the server does this all the time
+    Reconcile(reconcile::Arguments),
+    /// Look at every part, and say what is wrong and what to do
+    Doctor(doctor::Arguments),
+}
+
+/// How a command ended; see the exit codes in `haas --help`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// As wanted.
+    Done,
+    /// Not at all.
+    Failed,
+    /// Not (yet) as wanted.
+    NotReady,
+    /// There is no such instance.
+    NotFound,
+    /// A name is taken, or a value won't do.
+    Refused,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(match outcome {
+            Outcome::Done => 0,
+            Outcome::Failed => 1,
+            Outcome::NotReady => 3,
+            Outcome::NotFound => 4,
+            Outcome::Refused => 5,
+        })
+    }
+}
+
+impl Cli {
+    /// Servers tell what they do; commands only what goes wrong. `HAAS_LOG` overrides both.
+    #[must_use]
+    pub fn log_level(&self) -> LevelFilter {
+        match self.command {
+            Command::Up(_) | Command::Serve => LevelFilter::Info,
+            _ => LevelFilter::Warn,
+        }
+    }
+
+    /// Carries the command out.
+    ///
+    /// # Errors
+    /// For a person to read.
+    pub async fn run(self) -> anyhow::Result<Outcome> {
+        let global = self.global;
+        match self.command {
+            Command::Up(arguments) => up::run(&global, &arguments).await,
+            Command::Serve => serve::run(&global).await,
+            Command::Down(arguments) => down::run(&global, &arguments).await,
+            Command::Provision(arguments) => intent::provision(&global, &arguments).await,
+            Command::Deprovision(arguments) => intent::deprovision(&global, &arguments).await,
+            Command::List(arguments) => instances::list(&global, &arguments).await,
+            Command::Show(arguments) => instances::show(&global, &arguments).await,
+            Command::Routes(arguments) => routes::run(&global, &arguments).await,
+            Command::Config(arguments) => config::run(&global, &arguments).await,
+            Command::Reconcile(arguments) => reconcile::run(&global, &arguments).await,
+            Command::Doctor(arguments) => doctor::run(&global, &arguments).await,
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! `haas doctor`: looks at every part, and says what is wrong and what to do.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Global, Outcome, settings};
+use crate::config::Config;
+use crate::containers::{Containers, ContainersError};
+use crate::failpoint::Faults;
+use crate::haproxy::{Haproxy, Settings};
+use crate::instance::{Instance, Phase};
+use crate::manifest::Manifest;
+use crate::reconcile;
+use crate::server;
+
+/// The kernel's ephemeral ports begin here (ip_local_port_range, ip-sysctl).
+const EPHEMERAL_FIRST: u16 = 32768;
+/// Ports left, in percent, below which it is time to think.
+const PORTS_LOW: usize = 10;
+/// Old workers past which their memory adds up.
+const OLD_WORKERS_MANY: usize = 8;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// A JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warning,
+    Broken,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    part: &'static str,
+    verdict: Verdict,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn ok(&mut self, part: &'static str, detail: impl Into<String>) {
+        self.0.push(Finding { part, verdict: Verdict::Ok, detail: detail.into(), advice: None });
+    }
+
+    fn warn(&mut self, part: &'static str, detail: impl Into<String>, advice: impl Into<String>) {
+        let advice = Some(advice.into());
+        self.0.push(Finding { part, verdict: Verdict::Warning, detail: detail.into(), advice });
+    }
+
+    fn broken(&mut self, part: &'static str, detail: impl Into<String>, advice: impl Into<String>) {
+        let advice = Some(advice.into());
+        self.0.push(Finding { part, verdict: Verdict::Broken, detail: detail.into(), advice });
+    }
+}
+
+pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let config = settings::of_server(global)?;
+    let mut findings = Findings::default();
+    look_at_secrets(&config, &mut findings);
+    look_at_settings(&config, &mut findings);
+    let manifest = Manifest::new(&config);
+    match manifest.live().await {
+        Ok((live, corrupt)) => {
+            findings.ok("postgres", format!("answers; {} live instances", live.len()));
+            for error in corrupt {
+                findings.broken("postgres", error.to_string(), "restore the row from a backup, or correct it by hand");
+            }
+            look_at_server(&manifest, &mut findings).await;
+            look_at_instances(&live, &mut findings);
+            look_at_ports(&manifest, &mut findings).await;
+            look_at_docker(&config, &live, &mut findings).await;
+            look_at_haproxy(&config, &live, &mut findings).await;
+        }
+        Err(error) => {
+            findings.broken("postgres", error.to_string(), "start it: `haas up`, or the service that runs it");
+        }
+    }
+    let Findings(findings) = findings;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&findings)?);
+    } else {
+        for finding in &findings {
+            let mark = match finding.verdict {
+                Verdict::Ok => "ok",
+                Verdict::Warning => "WARNING",
+                Verdict::Broken => "BROKEN",
+            };
+            let detail = finding.detail.replace('\n', "\n                    ");
+            println!("{mark:<8} {:<10} {detail}", finding.part);
+            if let Some(advice) = &finding.advice {
+                println!("                    → {advice}");
+            }
+        }
+    }
+    let broken = findings.iter().any(|finding| finding.verdict == Verdict::Broken);
+    Ok(if broken { Outcome::NotReady } else { Outcome::Done })
+}
+
+fn look_at_secrets(config: &Config, findings: &mut Findings) {
+    let dir = &config.secrets.dir;
+    let mut open: Vec<String> = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o077 != 0) {
+            open.push(entry.path().display().to_string());
+        }
+    }
+    match crate::http::Secrets::read(dir) {
+        Err(error) => findings.broken("secrets", error.to_string(), "put one secret into one file, with mode 0600"),
+        Ok(_) if !open.is_empty() => {
+            let files = open.join(" ");
+            findings.warn("secrets", format!("others may read {files}"), format!("chmod 600 {files}"));
+        }
+        Ok(_) => findings.ok("secrets", format!("{}: readable by their owner alone", dir.display())),
+    }
+}
+
+fn look_at_settings(config: &Config, findings: &mut Findings) {
+    let ports = config.tenant.ports;
+    if ports.last >= EPHEMERAL_FIRST {
+        findings.warn(
+            "settings",
+            format!("the port range {ports} reaches into the kernel's ephemeral ports"),
+            format!("end tenant.ports below {EPHEMERAL_FIRST}"),
+        );
+    }
+}
+
+async fn look_at_server(manifest: &Manifest, findings: &mut Findings) {
+    match manifest.has_leader().await {
+        Ok(true) => findings.ok("server", "one acts"),
+        Ok(false) => {
+            findings.broken("server", "none acts: what is wanted is written down, and not carried out", "start `haas up` or `haas serve`");
+        }
+        Err(error) => findings.broken("server", error.to_string(), "see postgres"),
+    }
+}
+
+fn look_at_instances(live: &[Instance], findings: &mut Findings) {
+    let mut unsettled = 0;
+    for row in live {
+        match (row.phase, &row.last_error) {
+            (Phase::Failed, error) => {
+                let error = error.as_deref().unwrap_or("unknown");
+                findings.broken(
+                    "instance",
+                    format!("{} failed {} time(s): {error}", row.container, row.attempts),
+                    format!("haas show {} {}", row.username, row.appname),
+                );
+            }
+            (Phase::Running, _) => {}
+            _ => unsettled += 1,
+        }
+    }
+    if unsettled > 0 {
+        findings.warn("instance", format!("{unsettled} on their way"), "`haas list` tells which");
+    }
+}
+
+async fn look_at_ports(manifest: &Manifest, findings: &mut Findings) {
+    match manifest.port_use().await {
+        Ok(usage) => {
+            let free = usage.total.saturating_sub(usage.taken + usage.withheld.len());
+            let text = format!("{} of {} taken, {free} free", usage.taken, usage.total);
+            if free == 0 {
+                findings.broken("ports", text, "widen tenant.ports: nothing more can be provisioned");
+            } else if free * 100 < usage.total * PORTS_LOW {
+                findings.warn("ports", text, "widen tenant.ports in time");
+            } else {
+                findings.ok("ports", text);
+            }
+            let occupied: Vec<String> =
+                usage.withheld.iter().filter(|port| port.occupied).map(|port| port.port.to_string()).collect();
+            if !occupied.is_empty() {
+                findings.warn(
+                    "ports",
+                    format!("something else on this host held {}", occupied.join(", ")),
+                    "they are left alone for reconcile.port_retry_after; `ss -ltnp` tells who has them",
+                );
+            }
+        }
+        Err(error) => findings.broken("ports", error.to_string(), "see postgres"),
+    }
+}
+
+async fn look_at_docker(config: &Config, live: &[Instance], findings: &mut Findings) {
+    let world = match server::world(config, Faults::default()).await {
+        Ok(world) => world,
+        Err(error) => return findings.broken("docker", error.to_string(), "see secrets"),
+    };
+    let owned = match world.containers.list().await {
+        Ok(owned) => owned,
+        Err(error) => {
+            return findings.broken("docker", error.to_string(), "start dockerd; scripts/start-docker does");
+        }
+    };
+    findings.ok("docker", format!("answers; {} containers of this installation", owned.len()));
+    match world.containers.health().await {
+        Ok(()) => findings.ok("image", config.tenant.image.clone()),
+        Err(error @ ContainersError::ImageMissing(_)) => {
+            findings.broken("image", error.to_string(), "scripts/build-image");
+        }
+        Err(error) => findings.broken("image", error.to_string(), "see docker"),
+    }
+    for why in world.containers.engine_gaps().await.unwrap_or_default() {
+        findings.warn("docker", why, "scripts/start-docker starts an engine without this gap");
+    }
+    for orphan in owned.iter().filter(|owned| !live.iter().any(|row| Some(row.id) == owned.instance)) {
+        findings.warn(
+            "docker",
+            format!("container {} belongs to no live instance", orphan.name),
+            format!("the server removes it {:?} after it noticed", config.reconcile.orphan_grace),
+        );
+    }
+}
+
+async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Findings) {
+    let haproxy = Haproxy::new(Settings::from_config(config));
+    let routes = reconcile::routes(live);
+    let candidate = match haproxy.render_candidate(&routes).await {
+        Ok(candidate) => candidate,
+        Err(error) => {
+            return findings.broken("haproxy", error.to_string(), "correct the template; the last good file serves on");
+        }
+    };
+    let checked = match haproxy.check(&candidate).await {
+        Ok(_) => true,
+        Err(error) => {
+            findings.broken("haproxy", error.to_string(), "correct the template; the last good file serves on");
+            false
+        }
+    };
+    match haproxy.running_generation().await {
+        Ok(Some(running)) if running == candidate.generation() => {
+            findings.ok("haproxy", format!("runs generation {running} with {} routes", routes.len()));
+        }
+        Ok(Some(running)) if checked => findings.warn(
+            "haproxy",
+            format!("runs generation {running}, the manifest asks for {}", candidate.generation()),
+            "the server publishes it within reconcile.period; `haas config --diff` shows the difference",
+        ),
+        Ok(Some(running)) => findings.warn("haproxy", format!("still runs generation {running}"), "see above"),
+        Ok(None) => findings.broken(
+            "haproxy",
+            "does not run, or not with our configuration",
+            format!("start it with haproxy -W -S {}", config.haproxy.master_socket.display()),
+        ),
+        Err(error) => findings.broken("haproxy", error.to_string(), "haproxy.master_socket must be its -S socket"),
+    }
+    let workers = haproxy.workers().await.unwrap_or_default();
+    let old = workers.iter().filter(|worker| !worker.current).count();
+    if old > 0 {
+        let memory: u64 = workers.iter().filter(|worker| !worker.current).filter_map(|w| resident_mib(w.pid)).sum();
+        let text = format!("{old} old worker(s) with {memory} MiB still serve streams");
+        if old > OLD_WORKERS_MANY {
+            findings.warn("haproxy", text, "haproxy.hard_stop_after bounds how long they stay");
+        } else {
+            findings.ok("haproxy", text);
+        }
+    }
+}
+
+/// Resident memory of a process (proc(5), `VmRSS`).
+fn resident_mib(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024)
+}

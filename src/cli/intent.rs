@@ -1,0 +1,148 @@
+//! `haas provision` and `haas deprovision`: the same intent that the API writes.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::{Instant, sleep};
+
+use super::{Global, Outcome, settings};
+use crate::config::Config;
+use crate::http::InstanceView;
+use crate::instance::name::{AppName, Email, Username};
+use crate::instance::{Desired, Instance, State};
+use crate::manifest::{Manifest, ManifestError, NewInstance};
+
+const LOOK: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Args)]
+pub(super) struct Provision {
+    /// Whose it is to be
+    user: String,
+    /// Which app it is to serve
+    app: String,
+    /// Where the owner gets mail
+    email: String,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Deprovision {
+    /// Whose it is
+    user: String,
+    /// Which app it serves
+    app: String,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(Debug, Args)]
+struct Waiting {
+    /// Write the intent and go
+    #[arg(long)]
+    no_wait: bool,
+    /// A JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn provision(global: &Global, arguments: &Provision) -> anyhow::Result<Outcome> {
+    let config = settings::of_server(global)?;
+    let manifest = Manifest::new(&config);
+    let parsed = (
+        named("user", Username::parse(&arguments.user)),
+        named("app", AppName::parse(&arguments.app)),
+        named("email", Email::parse(&arguments.email)),
+    );
+    let (Some(username), Some(appname), Some(email)) = parsed else { return Ok(Outcome::Refused) };
+    let new = NewInstance { username, appname, email };
+    let written = match manifest.provision(&new).await {
+        Ok(provisioned) => provisioned.instance,
+        Err(error @ (ManifestError::NameTaken(_) | ManifestError::HostTooLong)) => {
+            eprintln!("haas: {error}");
+            return Ok(Outcome::Refused);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let over = |row: &Instance| row.state() == State::Running || row.desired == Desired::Deleted;
+    let row = wait(&config, &manifest, written, &arguments.waiting, over).await?;
+    report(&config, &row, arguments.waiting.json)?;
+    Ok(match row.state() {
+        State::Running => Outcome::Done,
+        State::Deleted | State::Deleting => Outcome::Refused,
+        _ if arguments.waiting.no_wait => Outcome::Done,
+        _ => Outcome::NotReady,
+    })
+}
+
+pub(super) async fn deprovision(global: &Global, arguments: &Deprovision) -> anyhow::Result<Outcome> {
+    let config = settings::of_server(global)?;
+    let manifest = Manifest::new(&config);
+    let parsed = (named("user", Username::parse(&arguments.user)), named("app", AppName::parse(&arguments.app)));
+    let (Some(username), Some(appname)) = parsed else { return Ok(Outcome::Refused) };
+    let Some(written) = manifest.deprovision(&username, &appname).await? else {
+        eprintln!("haas: there never was an app {appname} of {username}");
+        return Ok(Outcome::NotFound);
+    };
+    let over = |row: &Instance| row.state() == State::Deleted || row.desired == Desired::Running;
+    let row = wait(&config, &manifest, written, &arguments.waiting, over).await?;
+    report(&config, &row, arguments.waiting.json)?;
+    Ok(match row.state() {
+        State::Deleted => Outcome::Done,
+        State::Deleting if arguments.waiting.no_wait => Outcome::Done,
+        _ => Outcome::NotReady,
+    })
+}
+
+/// Says what is wrong with an argument; all of them are looked at before the command ends.
+fn named<T, E: std::fmt::Display>(name: &str, parsed: Result<T, E>) -> Option<T> {
+    parsed.map_err(|error| eprintln!("haas: {name} {error}")).ok()
+}
+
+async fn wait(
+    config: &Config,
+    manifest: &Manifest,
+    written: Instance,
+    waiting: &Waiting,
+    over: impl Fn(&Instance) -> bool,
+) -> anyhow::Result<Instance> {
+    let mut row = written;
+    if waiting.no_wait {
+        return Ok(row);
+    }
+    let progress = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    progress.set_style(ProgressStyle::with_template("{spinner} {msg} ({elapsed})")?);
+    progress.enable_steady_tick(LOOK);
+    let deadline = Instant::now() + config.http.wait;
+    while !over(&row) && Instant::now() < deadline {
+        progress.set_message(format!("{} is {}", row.container, row.phase));
+        sleep(LOOK).await;
+        if let Some(fresh) = manifest.get(row.id).await? {
+            row = fresh;
+        }
+    }
+    progress.finish_and_clear();
+    Ok(row)
+}
+
+fn report(config: &Config, row: &Instance, json: bool) -> anyhow::Result<()> {
+    let view = InstanceView::new(row, config.public_port());
+    if json {
+        println!("{}", serde_json::to_string_pretty(&view)?);
+        return Ok(());
+    }
+    match row.state() {
+        State::Running => println!("{} answers at {}", view.container, view.endpoint),
+        State::Deleted => match &view.last_error {
+            Some(error) => println!("{} was refused: {error}", view.container),
+            None => println!("{} is gone; its data stays in volume {}", view.container, row.volume()),
+        },
+        state => {
+            let why = view.last_error.map(|error| format!(": {error}")).unwrap_or_default();
+            println!("{} is {state} ({}){why}; `haas show` tells more", view.container, row.phase);
+        }
+    }
+    Ok(())
+}

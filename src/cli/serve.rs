@@ -1,0 +1,48 @@
+//! `haas serve`: the server alone.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Global, Outcome, settings};
+use crate::manifest::{ManifestError, migrate};
+use crate::server;
+
+const RETRY: Duration = Duration::from_secs(2);
+
+pub(super) async fn run(global: &Global) -> anyhow::Result<Outcome> {
+    let config = settings::standalone(global)?;
+    let url = &config.manifest.database_url;
+    let mut stop = std::pin::pin!(stopped()?);
+    // Services start in any order: a database that isn't up yet is waited for.
+    loop {
+        let migrated = tokio::select! {
+            migrated = migrate(url) => migrated,
+            () = &mut stop => return Ok(Outcome::Done),
+        };
+        match migrated {
+            Ok(()) => break,
+            Err(ManifestError::Unavailable(why)) => log::warn!("waiting for the database: {why}"),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = &mut stop => return Ok(Outcome::Done),
+        }
+    }
+    server::run(&config, stop).await?;
+    Ok(Outcome::Done)
+}
+
+/// Done when the process is asked to end: SIGTERM, or Ctrl-C.
+pub(super) fn stopped() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        log::info!("stopping; tenants stay as they are");
+    })
+}

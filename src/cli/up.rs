@@ -1,0 +1,79 @@
+//! `haas up`: everything below one folder.
+
+use clap::Args;
+
+use super::settings::Started;
+use super::{Global, Outcome, serve};
+use crate::config::{Config, PortRange};
+use crate::containers::{InstanceKey, make_secret};
+use crate::embedded::{self, DirLock, HaproxyProcess, Layout, Postgres};
+use crate::haproxy::{Haproxy, HaproxyError, Proxy, Settings};
+use crate::instance::name::Hostname;
+use crate::manifest::{Manifest, migrate};
+use crate::{reconcile, server};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The domain below which every app gets its host [default: haas.localhost]
+    #[arg(long, value_parser = |text: &str| Hostname::parse(text).map(|_| text.to_owned()))]
+    domain: Option<String>,
+    /// Where browsers and Appmaker come in, on loopback [default: 8080]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    http_port: Option<u16>,
+    /// Loopback ports for tenants [default: 5521-15520]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = |text: &str| PortRange::parse(text).map(|_| text.to_owned()).ok_or("must be FIRST-LAST, between 1 and 65535"))]
+    ports: Option<String>,
+}
+
+pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let layout = Layout::new(&global.dir)?;
+    let started = Started {
+        config: global.config.as_deref().map(std::path::absolute).transpose()?,
+        domain: arguments.domain.clone(),
+        http_port: arguments.http_port,
+        ports: arguments.ports.clone(),
+    };
+    let config = started.config(&layout)?;
+    layout.create()?;
+    let lock = DirLock::acquire(&layout)?;
+    started.write(&layout)?;
+    make_secret(&layout.secrets_dir().join("provision.secret"))?;
+    InstanceKey::make(&server::instance_key_path(&layout.secrets_dir()))?;
+
+    let stop = serve::stopped()?;
+    log::info!("Postgres: {:?}", Postgres::ensure(&layout).await?);
+    migrate(&config.manifest.database_url).await?;
+    write_first_configuration(&config).await?;
+    log::info!("HAProxy: {:?}", HaproxyProcess::ensure(&layout, &config.haproxy.binary).await?);
+    let on_restart = |what: &'static str| log::warn!("{what} was started again");
+    let supervisor = tokio::spawn(embedded::supervise(layout.clone(), config.haproxy.binary.clone(), on_restart));
+
+    let served = server::run(&config, stop).await;
+    supervisor.abort();
+    // Nobody may start a service while it is being stopped.
+    drop(supervisor.await);
+    let stopped = (HaproxyProcess::stop(&layout).await, Postgres::stop(&layout).await);
+    drop(lock);
+    served?;
+    stopped.0?;
+    stopped.1?;
+    log::info!("tenants keep running; `haas down --remove` ends them, `haas up` goes on with them");
+    Ok(Outcome::Done)
+}
+
+/// HAProxy needs a file to start with: what the manifest says now. One that is refused leaves
+/// the last good one, if there is any.
+async fn write_first_configuration(config: &Config) -> anyhow::Result<()> {
+    let (live, _) = Manifest::new(config).live().await?;
+    let haproxy = Haproxy::new(Settings::from_config(config));
+    match haproxy.publish(&reconcile::routes(&live)).await {
+        Ok(_) => Ok(()),
+        Err(error @ (HaproxyError::Rejected { .. } | HaproxyError::Template { .. } | HaproxyError::Unconfirmed { .. }))
+            if config.haproxy.dir.join("haproxy.cfg").exists() =>
+        {
+            log::error!("HAProxy starts with its last good configuration: {error}");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,99 @@
+//! The containers that tenants run in: observe, ensure, remove.
+//!
+//! [`Containers`] is what the reconciler knows of them; [`Docker`] is the real engine, and
+//! the fake world has the same rules without the machine.
+
+mod docker;
+mod password;
+mod spec;
+
+use std::future::Future;
+
+use chrono::{DateTime, Utc};
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::instance::Instance;
+use crate::instance::plan::{Container, Seen};
+
+pub use docker::{Docker, DockerSettings};
+pub use password::{InstanceKey, KeyError, make_secret};
+
+/// The label with the installation's id. What doesn't carry ours is never touched.
+pub const LABEL_INSTALLATION: &str = "haas.installation";
+/// The label with the instance's id.
+pub const LABEL_INSTANCE: &str = "haas.instance";
+/// The label with the generation that a container, or a volume, was made for.
+pub const LABEL_GENERATION: &str = "haas.generation";
+
+/// What can go wrong with a container.
+#[derive(Debug, Error)]
+pub enum ContainersError {
+    /// The engine does not answer.
+    #[error("Docker is unreachable: {0}")]
+    Unreachable(String),
+    /// The tenant's image is not on the engine.
+    #[error("the image {0} is not there; scripts/build-image makes it")]
+    ImageMissing(String),
+    /// A container that isn't this instance's has the name.
+    #[error("a container that is not ours has the name {0}")]
+    NameHeld(String),
+    /// Something else on the host listens on the port.
+    #[error("something else on the host holds port {0}")]
+    PortOccupied(u16),
+    /// The engine refused.
+    #[error("Docker refused: {0}")]
+    Refused(String),
+}
+
+/// A container with our installation's label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owned {
+    /// Docker's id.
+    pub id: String,
+    /// Docker's name.
+    pub name: String,
+    /// The instance that it was made for.
+    pub instance: Option<Uuid>,
+    /// What it does.
+    pub container: Container,
+    /// When it was made.
+    pub created: DateTime<Utc>,
+}
+
+/// What a created container came upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Created {
+    /// Whether its volume is from an earlier life of the instance.
+    pub data_found: bool,
+}
+
+/// An engine that runs the tenants' containers. All of it may be repeated at any time.
+pub trait Containers: Send + Sync + 'static {
+    /// Every container of this installation.
+    fn list(&self) -> impl Future<Output = Result<Vec<Owned>, ContainersError>> + Send;
+
+    /// Who holds the instance's container name.
+    fn inspect(&self, instance: &Instance) -> impl Future<Output = Result<Seen, ContainersError>> + Send;
+
+    /// Makes the volume, if it isn't there, and the container; does not start it.
+    fn create(&self, instance: &Instance) -> impl Future<Output = Result<Created, ContainersError>> + Send;
+
+    /// Starts, or unfreezes, the container.
+    fn start(&self, instance: &Instance) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// Whether its Hoodie answers 200 now.
+    fn answers(&self, instance: &Instance) -> impl Future<Output = bool> + Send;
+
+    /// The last lines that its Hoodie wrote.
+    fn last_log(&self, instance: &Instance) -> impl Future<Output = Result<String, ContainersError>> + Send;
+
+    /// Stops and removes the container, if it is of this installation. The volume stays.
+    fn remove(&self, instance: &Instance) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// Stops and removes a container that [`Containers::list`] returned.
+    fn remove_owned(&self, owned: &Owned) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// Whether the engine answers and has the tenant's image.
+    fn health(&self) -> impl Future<Output = Result<(), ContainersError>> + Send;
+}

@@ -1,0 +1,366 @@
+//! The real engine, through bollard.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bollard::errors::Error as BollardError;
+use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
+use bollard::query_parameters::{
+    CreateContainerOptions, EventsOptions, InspectContainerOptions, InspectNetworkOptions, ListContainersOptions,
+    LogsOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
+};
+use chrono::{DateTime, Utc};
+use futures_util::{Stream, StreamExt};
+use tokio::sync::{Mutex, OnceCell};
+use uuid::Uuid;
+
+use super::{
+    Containers, ContainersError, Created, InstanceKey, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, Owned,
+    spec,
+};
+use crate::config::Tenant;
+use crate::instance::Instance;
+use crate::instance::plan::{Container, Seen, Status};
+
+/// A generation that no instance has: what carries it is always stale.
+const NO_GENERATION: i64 = -1;
+/// Seconds for one call to the engine.
+const CALL_TIMEOUT: u64 = 60;
+/// Lines of a failed Hoodie's log that are kept.
+const LOG_LINES: &str = "40";
+
+/// What the engine has to know of this installation.
+#[derive(Debug, Clone)]
+pub struct DockerSettings {
+    /// The installation's id, our label.
+    pub installation: Uuid,
+    /// Image, limits and times.
+    pub tenant: Tenant,
+    /// Derives the admin passwords.
+    pub key: InstanceKey,
+}
+
+/// The engine at `DOCKER_HOST`, or at its usual socket.
+pub struct Docker {
+    settings: DockerSettings,
+    /// Made at the first call that succeeds in agreeing on an API version.
+    client: OnceCell<bollard::Docker>,
+    /// Whether the network was seen to be there.
+    network: Mutex<bool>,
+    http: reqwest::Client,
+}
+
+impl Docker {
+    /// Prepares; nothing is connected yet, so that a server can start while Docker is down.
+    #[must_use]
+    pub fn new(settings: DockerSettings) -> Self {
+        let http = reqwest::Client::builder()
+            .timeout(Duration::from_secs(2))
+            .connect_timeout(Duration::from_millis(500))
+            // Readiness asks what listens now, not what a kept connection remembers.
+            .pool_max_idle_per_host(0)
+            .no_proxy()
+            .build()
+            .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
+        Self { settings, client: OnceCell::new(), network: Mutex::default(), http }
+    }
+
+    async fn client(&self) -> Result<&bollard::Docker, ContainersError> {
+        self.client
+            .get_or_try_init(async || {
+                let docker = bollard::Docker::connect_with_defaults().map_err(classify)?;
+                let docker = docker.with_timeout(Duration::from_secs(CALL_TIMEOUT));
+                // Debian's engine speaks API 1.41; bollard's own default is newer.
+                docker.negotiate_version().await.map_err(classify)
+            })
+            .await
+    }
+
+    /// Makes the installation's network, unless it is there.
+    async fn ensure_network(&self) -> Result<(), ContainersError> {
+        let client = self.client().await?;
+        // Two servers, or two starts at once, would make two networks of one name.
+        let mut made = self.network.lock().await;
+        if *made {
+            return Ok(());
+        }
+        let name = spec::network_name(self.settings.installation);
+        match client.inspect_network(&name, None::<InspectNetworkOptions>).await {
+            Ok(_) => {}
+            Err(error) if status(&error) == Some(404) => {
+                client.create_network(spec::network(self.settings.installation)).await.map_err(classify)?;
+            }
+            Err(error) => return Err(classify(error)),
+        }
+        *made = true;
+        Ok(())
+    }
+
+    async fn inspect_raw(&self, name: &str) -> Result<Option<ContainerInspectResponse>, ContainersError> {
+        match self.client().await?.inspect_container(name, None::<InspectContainerOptions>).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if status(&error) == Some(404) => Ok(None),
+            Err(error) => Err(classify(error)),
+        }
+    }
+
+    fn is_ours(&self, labels: Option<&HashMap<String, String>>) -> bool {
+        let ours = self.settings.installation.to_string();
+        labels.and_then(|labels| labels.get(LABEL_INSTALLATION)) == Some(&ours)
+    }
+
+    async fn stop_and_remove(&self, id: &str) -> Result<(), ContainersError> {
+        let client = self.client().await?;
+        let seconds = i32::try_from(self.settings.tenant.stop_timeout.as_secs()).unwrap_or(i32::MAX);
+        let stop = StopContainerOptions { t: Some(seconds), ..StopContainerOptions::default() };
+        match client.stop_container(id, Some(stop)).await {
+            Ok(()) => {}
+            // 304: it was stopped; 404: somebody else has removed it.
+            Err(error) if matches!(status(&error), Some(304 | 404)) => {}
+            Err(error) => return Err(classify(error)),
+        }
+        // Named volumes stay: `v` would remove anonymous ones only.
+        let remove = RemoveContainerOptions { force: true, v: true, ..RemoveContainerOptions::default() };
+        match client.remove_container(id, Some(remove)).await {
+            Ok(()) => Ok(()),
+            // 404: gone; 409: its removal is under way, and the next look tells.
+            Err(error) if matches!(status(&error), Some(404 | 409)) => Ok(()),
+            Err(error) => Err(classify(error)),
+        }
+    }
+
+    /// Removes the installation's network; one that is in use, or gone, is left as it is.
+    ///
+    /// # Errors
+    /// [`ContainersError::Unreachable`] when the engine does not answer.
+    pub async fn remove_network(&self) -> Result<(), ContainersError> {
+        let name = spec::network_name(self.settings.installation);
+        match self.client().await?.remove_network(&name).await {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(status(&error), Some(403 | 404)) => Ok(()),
+            Err(error) => Err(classify(error)),
+        }
+    }
+
+    /// What the engine's own settings cost tenants when it restarts.
+    ///
+    /// # Errors
+    /// [`ContainersError::Unreachable`] when the engine does not answer.
+    pub async fn engine_gaps(&self) -> Result<Vec<String>, ContainersError> {
+        let info = self.client().await?.info().await.map_err(classify)?;
+        let mut gaps = Vec::new();
+        if info.live_restore_enabled != Some(true) {
+            gaps.push("live-restore is off: tenants stop whenever the engine does".to_owned());
+        }
+        Ok(gaps)
+    }
+
+    /// What happens to this installation's containers, as it happens.
+    ///
+    /// # Errors
+    /// [`ContainersError::Unreachable`] when the engine does not answer.
+    pub async fn events(
+        &self,
+    ) -> Result<impl Stream<Item = Result<EventMessage, ContainersError>> + Send + use<>, ContainersError> {
+        let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
+        let actions = ["die", "destroy", "kill", "oom", "pause", "start", "stop"];
+        let filters = HashMap::from([
+            ("type".to_owned(), vec!["container".to_owned()]),
+            ("label".to_owned(), vec![label]),
+            ("event".to_owned(), actions.map(str::to_owned).to_vec()),
+        ]);
+        let options = EventsOptions { filters: Some(filters), ..EventsOptions::default() };
+        // A stream has no end: the time limit is for answers that have one.
+        let client = self.client().await?.clone().with_timeout(Duration::from_secs(86_400));
+        Ok(client.events(Some(options)).map(|event| event.map_err(classify)))
+    }
+}
+
+impl Containers for Docker {
+    async fn list(&self) -> Result<Vec<Owned>, ContainersError> {
+        let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
+        let options = ListContainersOptions {
+            all: true,
+            filters: Some(HashMap::from([("label".to_owned(), vec![label])])),
+            ..ListContainersOptions::default()
+        };
+        let found = self.client().await?.list_containers(Some(options)).await.map_err(classify)?;
+        Ok(found.into_iter().filter_map(owned).collect())
+    }
+
+    async fn inspect(&self, instance: &Instance) -> Result<Seen, ContainersError> {
+        let Some(found) = self.inspect_raw(instance.container.as_str()).await? else {
+            return Ok(Seen::Absent);
+        };
+        let labels = found.config.as_ref().and_then(|config| config.labels.as_ref());
+        if !self.is_ours(labels) {
+            return Ok(Seen::Foreign);
+        }
+        let label = |name: &str| labels.and_then(|labels| labels.get(name));
+        let same = label(LABEL_INSTANCE) == Some(&instance.id.to_string());
+        let generation = label(LABEL_GENERATION).and_then(|text| text.parse().ok());
+        let port = found
+            .host_config
+            .as_ref()
+            .and_then(|host| host.port_bindings.as_ref())
+            .and_then(|bindings| bindings.values().flatten().flatten().find_map(|b| b.host_port.as_ref()?.parse().ok()));
+        let state = found.state.as_ref().and_then(|state| state.status);
+        Ok(Seen::Ours(Container {
+            // Another instance's, of our installation: the manifest says the name is ours.
+            generation: generation.filter(|_| same).unwrap_or(NO_GENERATION),
+            port,
+            status: container_status(&state.map(|state| state.to_string()).unwrap_or_default()),
+        }))
+    }
+
+    async fn create(&self, instance: &Instance) -> Result<Created, ContainersError> {
+        let client = self.client().await?;
+        self.ensure_network().await?;
+        // Creating a volume that is there returns it as it is.
+        let volume =
+            client.create_volume(spec::volume(instance, self.settings.installation)).await.map_err(classify)?;
+        let made_for = volume.labels.get(LABEL_GENERATION).and_then(|text| text.parse::<i64>().ok());
+        let port = instance.port.ok_or_else(|| ContainersError::Refused("the instance has no port".to_owned()))?;
+        let password = self.settings.key.admin_password(instance.id, instance.generation);
+        let body = spec::container(instance, port, self.settings.installation, &self.settings.tenant, &password);
+        let options =
+            CreateContainerOptions { name: Some(instance.container.to_string()), ..CreateContainerOptions::default() };
+        match client.create_container(Some(options), body).await {
+            Ok(_) => Ok(Created { data_found: made_for.is_some_and(|generation| generation < instance.generation) }),
+            Err(error) => match status(&error) {
+                Some(404) => Err(ContainersError::ImageMissing(self.settings.tenant.image.clone())),
+                Some(409) => Err(ContainersError::NameHeld(instance.container.to_string())),
+                _ => Err(classify(error)),
+            },
+        }
+    }
+
+    async fn start(&self, instance: &Instance) -> Result<(), ContainersError> {
+        let client = self.client().await?;
+        let name = instance.container.as_str();
+        let paused = self
+            .inspect_raw(name)
+            .await?
+            .and_then(|found| found.state)
+            .and_then(|state| state.paused)
+            .unwrap_or_default();
+        let outcome = if paused {
+            client.unpause_container(name).await
+        } else {
+            client.start_container(name, None::<StartContainerOptions>).await
+        };
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(error) if status(&error) == Some(304) => Ok(()),
+            Err(error) => {
+                let text = error.to_string();
+                let occupied = ["address already in use", "port is already allocated"];
+                if occupied.iter().any(|words| text.contains(words)) {
+                    return Err(ContainersError::PortOccupied(instance.port.unwrap_or_default()));
+                }
+                if text.contains("network") {
+                    // Removed by hand: the next attempt makes it anew.
+                    *self.network.lock().await = false;
+                }
+                Err(classify(error))
+            }
+        }
+    }
+
+    async fn answers(&self, instance: &Instance) -> bool {
+        let Some(port) = instance.port else { return false };
+        let answer = self.http.get(format!("http://127.0.0.1:{port}/hoodie/")).send().await;
+        answer.is_ok_and(|answer| answer.status() == reqwest::StatusCode::OK)
+    }
+
+    async fn last_log(&self, instance: &Instance) -> Result<String, ContainersError> {
+        let options = LogsOptions {
+            stdout: true,
+            stderr: true,
+            tail: LOG_LINES.to_owned(),
+            ..LogsOptions::default()
+        };
+        let mut lines = self.client().await?.logs(instance.container.as_str(), Some(options));
+        let mut text = String::new();
+        while let Some(line) = lines.next().await {
+            match line {
+                Ok(line) => text.push_str(&line.to_string()),
+                Err(error) if status(&error) == Some(404) => break,
+                Err(error) => return Err(classify(error)),
+            }
+        }
+        let password = self.settings.key.admin_password(instance.id, instance.generation);
+        // Postgres can't hold NUL, and nobody should hold the password.
+        Ok(text.replace(&password, "…").replace('\0', ""))
+    }
+
+    async fn remove(&self, instance: &Instance) -> Result<(), ContainersError> {
+        let Some(found) = self.inspect_raw(instance.container.as_str()).await? else { return Ok(()) };
+        if !self.is_ours(found.config.as_ref().and_then(|config| config.labels.as_ref())) {
+            return Err(ContainersError::NameHeld(instance.container.to_string()));
+        }
+        // By its id: the name may be somebody else's a moment later.
+        match found.id {
+            Some(id) => self.stop_and_remove(&id).await,
+            None => Err(ContainersError::Refused("a container without an id".to_owned())),
+        }
+    }
+
+    async fn remove_owned(&self, owned: &Owned) -> Result<(), ContainersError> {
+        self.stop_and_remove(&owned.id).await
+    }
+
+    async fn health(&self) -> Result<(), ContainersError> {
+        match self.client().await?.inspect_image(&self.settings.tenant.image).await {
+            Ok(_) => Ok(()),
+            Err(error) if status(&error) == Some(404) => {
+                Err(ContainersError::ImageMissing(self.settings.tenant.image.clone()))
+            }
+            Err(error) => Err(classify(error)),
+        }
+    }
+}
+
+fn status(error: &BollardError) -> Option<u16> {
+    match error {
+        BollardError::DockerResponseServerError { status_code, .. } => Some(*status_code),
+        _ => None,
+    }
+}
+
+/// An answer of the engine is a refusal; anything else means that it can't be asked.
+fn classify(error: BollardError) -> ContainersError {
+    match error {
+        BollardError::DockerResponseServerError { status_code, message } => {
+            ContainersError::Refused(format!("{message} ({status_code})"))
+        }
+        other => ContainersError::Unreachable(other.to_string()),
+    }
+}
+
+/// The engine's word for a container's state.
+fn container_status(word: &str) -> Status {
+    match word {
+        "running" => Status::Running,
+        "restarting" => Status::Restarting,
+        "paused" => Status::Paused,
+        "removing" | "dead" => Status::Dead,
+        _ => Status::Stopped,
+    }
+}
+
+fn owned(summary: ContainerSummary) -> Option<Owned> {
+    let labels = summary.labels.unwrap_or_default();
+    let port = summary.ports.unwrap_or_default().iter().find_map(|port| port.public_port);
+    Some(Owned {
+        id: summary.id?,
+        name: summary.names?.first()?.trim_start_matches('/').to_owned(),
+        instance: labels.get(LABEL_INSTANCE).and_then(|text| text.parse().ok()),
+        container: Container {
+            generation: labels.get(LABEL_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(NO_GENERATION),
+            port,
+            status: container_status(&summary.state.map(|state| state.to_string()).unwrap_or_default()),
+        },
+        created: summary.created.and_then(|seconds| DateTime::<Utc>::from_timestamp(seconds, 0)).unwrap_or_default(),
+    })
+}

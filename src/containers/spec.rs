@@ -1,0 +1,112 @@
+//! What a tenant's container is made of: everything that it may, and nothing more.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, NetworkCreateRequest, PortBinding,
+    RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
+};
+use uuid::Uuid;
+
+use super::{LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE};
+use crate::config::Tenant;
+use crate::instance::Instance;
+
+/// Where the image keeps its data; see hoodie/Dockerfile.
+const DATA: &str = "/app/data";
+/// Where the image's Hoodie listens.
+const PORT: &str = "80/tcp";
+const MIB: i64 = 1024 * 1024;
+
+/// The network that an installation's tenants share without seeing each other.
+pub(super) fn network_name(installation: Uuid) -> String {
+    format!("haas-{}", installation.simple())
+}
+
+/// See [`network_name`].
+pub(super) fn network(installation: Uuid) -> NetworkCreateRequest {
+    NetworkCreateRequest {
+        name: network_name(installation),
+        driver: Some("bridge".to_owned()),
+        options: Some(HashMap::from([(
+            // Tenants can't reach each other (Docker's bridge driver options).
+            "com.docker.network.bridge.enable_icc".to_owned(),
+            "false".to_owned(),
+        )])),
+        labels: Some(HashMap::from([(LABEL_INSTALLATION.to_owned(), installation.to_string())])),
+        ..NetworkCreateRequest::default()
+    }
+}
+
+fn labels(instance: &Instance, installation: Uuid) -> HashMap<String, String> {
+    HashMap::from([
+        (LABEL_INSTALLATION.to_owned(), installation.to_string()),
+        (LABEL_INSTANCE.to_owned(), instance.id.to_string()),
+        (LABEL_GENERATION.to_owned(), instance.generation.to_string()),
+    ])
+}
+
+/// The volume with an instance's data.
+pub(super) fn volume(instance: &Instance, installation: Uuid) -> VolumeCreateRequest {
+    VolumeCreateRequest {
+        name: Some(instance.volume()),
+        labels: Some(labels(instance, installation)),
+        ..VolumeCreateRequest::default()
+    }
+}
+
+/// The container of an instance.
+pub(super) fn container(
+    instance: &Instance,
+    port: u16,
+    installation: Uuid,
+    tenant: &Tenant,
+    admin_password: &str,
+) -> ContainerCreateBody {
+    let memory = i64::from(tenant.memory_mib) * MIB;
+    let host = HostConfig {
+        // Node as PID 1 would not be reaped of its children; see docs/decisions.
+        init: Some(true),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        readonly_rootfs: Some(true),
+        tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=16m".to_owned())])),
+        memory: Some(memory),
+        // The same figure: no swap.
+        memory_swap: Some(memory),
+        #[expect(clippy::cast_possible_truncation, reason = "a number of CPUs is small")]
+        nano_cpus: Some((tenant.cpus * 1e9) as i64),
+        pids_limit: Some(i64::from(tenant.pids)),
+        // A Hoodie that crashes, or a machine that reboots, needs none of us to come back.
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::UNLESS_STOPPED),
+            maximum_retry_count: None,
+        }),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), format!("{}m", tenant.log_mib)),
+                ("max-file".to_owned(), "2".to_owned()),
+            ])),
+        }),
+        network_mode: Some(network_name(installation)),
+        port_bindings: Some(HashMap::from([(
+            PORT.to_owned(),
+            Some(vec![PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: Some(port.to_string()) }]),
+        )])),
+        mounts: Some(vec![Mount {
+            target: Some(DATA.to_owned()),
+            source: Some(instance.volume()),
+            typ: Some(MountType::VOLUME),
+            ..Mount::default()
+        }]),
+        ..HostConfig::default()
+    };
+    ContainerCreateBody {
+        image: Some(tenant.image.clone()),
+        env: Some(vec![format!("hoodie_adminPassword={admin_password}")]),
+        labels: Some(labels(instance, installation)),
+        host_config: Some(host),
+        ..ContainerCreateBody::default()
+    }
+}

@@ -1,0 +1,173 @@
+//! The files: written beside their place, synced, renamed into it.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use tokio::fs;
+use tokio::io::AsyncWriteExt;
+
+use super::render::{self, MAP};
+use super::{Candidate, CheckedConfig, HaproxyError};
+
+/// The configuration's name.
+pub(super) const CFG: &str = "haproxy.cfg";
+
+macro_rules! pages {
+    ($($name:literal),+ $(,)?) => {
+        &[$(($name, include_str!(concat!("../../haproxy/errors/", $name)))),+]
+    };
+}
+
+/// What HAProxy answers with by itself (HAProxy manual, section 4.2, `errorfile`): problem+json
+/// (RFC 9457) with CORS headers, since most callers are pages of another origin.
+pub(super) const PAGES: &[(&str, &str)] = pages![
+    "400.http", "403.http", "404.http", "408.http", "413.http", "429.http", "500.http", "502.http", "503.http",
+    "503-control.http", "504.http",
+];
+
+/// haproxy.cfg and routes.map as they are in some folder.
+pub(super) struct Pair {
+    cfg: String,
+    map: String,
+}
+
+impl Pair {
+    /// None when one of them is missing or isn't text: then they are written anew.
+    pub(super) async fn read(folder: &Path) -> Result<Option<Self>, HaproxyError> {
+        let (cfg, map) = (read(&folder.join(CFG)).await?, read(&folder.join(MAP)).await?);
+        Ok(cfg.zip(map).map(|(cfg, map)| Self { cfg, map }))
+    }
+
+    /// Whether they are this candidate, to the byte.
+    pub(super) fn is(&self, candidate: &Candidate) -> bool {
+        self.cfg == candidate.cfg() && self.map == candidate.map()
+    }
+}
+
+/// Writes the error pages that are missing or different.
+pub(super) async fn write_pages(dir: &Path) -> Result<(), HaproxyError> {
+    let folder = dir.join("errors");
+    create_folder(&folder).await?;
+    for (name, page) in PAGES {
+        let path = folder.join(name);
+        if read(&path).await?.as_deref() != Some(page) {
+            let fresh = folder.join(format!(".{name}"));
+            write(&fresh, page).await?;
+            sync(&fresh).await?;
+            rename(&fresh, &path).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes both files into a folder of their own.
+pub(super) async fn write_pair(folder: &Path, cfg: &str, map: &str) -> Result<(), HaproxyError> {
+    create_folder(folder).await?;
+    write(&folder.join(MAP), map).await?;
+    write(&folder.join(CFG), cfg).await
+}
+
+/// Brings both files to the disk itself.
+pub(super) async fn sync_pair(folder: &Path) -> Result<(), HaproxyError> {
+    let (map, cfg) = (folder.join(MAP), folder.join(CFG));
+    tokio::try_join!(sync(&map), sync(&cfg))?;
+    Ok(())
+}
+
+/// The map is in place, haproxy.cfg not yet.
+pub(super) struct HalfSwapped {
+    dir: PathBuf,
+    checked: CheckedConfig,
+}
+
+/// The first half of the swap.
+pub(super) async fn swap_map(dir: &Path, checked: CheckedConfig) -> Result<HalfSwapped, HaproxyError> {
+    rename(&checked.folder().join(MAP), &dir.join(MAP)).await?;
+    Ok(HalfSwapped { dir: dir.to_owned(), checked })
+}
+
+impl HalfSwapped {
+    /// The second half, and the commit point. One sync of the folder is enough for both renames.
+    pub(super) async fn swap_config(self) -> Result<(), HaproxyError> {
+        rename(&self.checked.folder().join(CFG), &self.dir.join(CFG)).await?;
+        sync(&self.dir).await
+    }
+}
+
+/// Keeps what is in place, if it is what the running worker says that it runs.
+pub(super) async fn keep_last_good(dir: &Path, pair: &Pair, running: &str) -> Result<(), HaproxyError> {
+    if render::own_generation(&pair.cfg, &pair.map).as_deref() == Some(running) {
+        // No sync: a pair that a crash has torn is found out by its generation.
+        write_pair(&dir.join("last-good"), &pair.cfg, &pair.map).await?;
+    }
+    Ok(())
+}
+
+/// Puts the last good files back. Says whether there were any.
+pub(super) async fn restore_last_good(dir: &Path) -> Result<bool, HaproxyError> {
+    let Some(pair) = Pair::read(&dir.join("last-good")).await? else { return Ok(false) };
+    if render::own_generation(&pair.cfg, &pair.map).is_none() {
+        return Ok(false);
+    }
+    let folder = dir.join("candidate");
+    write_pair(&folder, &pair.cfg, &pair.map).await?;
+    sync_pair(&folder).await?;
+    rename(&folder.join(MAP), &dir.join(MAP)).await?;
+    rename(&folder.join(CFG), &dir.join(CFG)).await?;
+    sync(dir).await?;
+    Ok(true)
+}
+
+/// Keeps what HAProxy refused where the administrator can look at it.
+pub(super) async fn keep_rejected(dir: &Path, folder: &Path) -> Result<PathBuf, HaproxyError> {
+    let rejected = dir.join("rejected");
+    remove_folder(&rejected).await?;
+    rename(folder, &rejected).await?;
+    Ok(rejected)
+}
+
+/// Removes a folder of ours, if it is there.
+pub(super) async fn remove_folder(folder: &Path) -> Result<(), HaproxyError> {
+    match fs::remove_dir_all(folder).await {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io("removing", folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn io<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> HaproxyError + 'a {
+    move |source| HaproxyError::Io { doing: format!("{doing} {}", path.display()), source }
+}
+
+async fn create_folder(folder: &Path) -> Result<(), HaproxyError> {
+    fs::create_dir_all(folder).await.map_err(io("making the folder", folder))
+}
+
+async fn read(path: &Path) -> Result<Option<String>, HaproxyError> {
+    match fs::read_to_string(path).await {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => Ok(None),
+        Err(error) => Err(io("reading", path)(error)),
+    }
+}
+
+/// Never into the inode that is in place: what is there is replaced by a new file.
+async fn write(path: &Path, text: &str) -> Result<(), HaproxyError> {
+    if let Err(error) = fs::remove_file(path).await
+        && error.kind() != ErrorKind::NotFound
+    {
+        return Err(io("replacing", path)(error));
+    }
+    let mut file = fs::File::create_new(path).await.map_err(io("making", path))?;
+    file.write_all(text.as_bytes()).await.map_err(io("writing", path))?;
+    file.flush().await.map_err(io("writing", path))
+}
+
+/// For a file its content, for a folder its names.
+async fn sync(path: &Path) -> Result<(), HaproxyError> {
+    let file = fs::File::open(path).await.map_err(io("opening", path))?;
+    file.sync_all().await.map_err(io("syncing", path))
+}
+
+async fn rename(from: &Path, to: &Path) -> Result<(), HaproxyError> {
+    fs::rename(from, to).await.map_err(io("renaming", from))
+}

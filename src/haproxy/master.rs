@@ -1,0 +1,249 @@
+//! A client of the master's socket (HAProxy management guide, section 9.4, "Master CLI").
+//!
+//! One command a connection: the sending side is closed after it, and the answer ends where the
+//! master closes its own. `@1` is the current worker, `@!<pid>` any living one.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::HaproxyError;
+use crate::instance::name::Hostname;
+
+/// While it reads a big file the master answers late, not never.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the master is asked.
+pub(super) struct Master {
+    socket: PathBuf,
+}
+
+/// What the current worker says that it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Running {
+    /// Nobody answers.
+    Down,
+    /// It has no generation: it isn't ours, or it is just coming up.
+    Foreign,
+    /// This one.
+    Generation(String),
+}
+
+/// HAProxy's processes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Processes {
+    /// The master's process id.
+    pub master: i32,
+    /// Reloads that failed since one succeeded.
+    pub failed: u32,
+    /// The current worker first.
+    pub workers: Vec<Worker>,
+}
+
+/// A process that serves, or still serves, requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Worker {
+    /// Its process id.
+    pub pid: i32,
+    /// Whether it takes new connections. An old one only ends what it has begun.
+    pub current: bool,
+    /// When it started.
+    pub started: DateTime<Utc>,
+}
+
+impl Master {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// What runs.
+    pub(super) async fn running(&self) -> Result<Running, HaproxyError> {
+        Ok(match self.ask("@1 get var proc.haas_generation").await? {
+            None => Running::Down,
+            Some(answer) => generation(&answer).map_or(Running::Foreign, Running::Generation),
+        })
+    }
+
+    /// Who runs; none when HAProxy is down.
+    pub(super) async fn processes(&self) -> Result<Option<Processes>, HaproxyError> {
+        let Some(answer) = self.ask("show proc").await? else { return Ok(None) };
+        let mut processes =
+            processes(&answer, Utc::now()).ok_or_else(|| self.error(format!("no master in {answer:?}")))?;
+        for worker in &mut processes.workers {
+            // The uptime there is in whole seconds; the kernel knows better.
+            if let Some(started) = started(worker.pid).await {
+                worker.started = started;
+            }
+        }
+        Ok(Some(processes))
+    }
+
+    /// Whether the worker has a stream to this app. A connection that is merely kept alive has
+    /// no stream, on either side.
+    pub(super) async fn has_stream(&self, pid: i32, host: &Hostname, port: u16) -> Result<bool, HaproxyError> {
+        let Some(streams) = self.ask(&format!("@!{pid} show sess")).await? else { return Ok(false) };
+        let own = format!(" be={host}:{port} ");
+        if streams.lines().any(|line| line.contains(&own)) {
+            return Ok(true);
+        }
+        // Without a section of its own an app is known by its address alone, and that is only in
+        // the long form.
+        if !streams.lines().any(|line| line.contains(" be=apps ")) {
+            return Ok(false);
+        }
+        let Some(details) = self.ask(&format!("@!{pid} show sess all")).await? else { return Ok(false) };
+        let address = format!("addr=127.0.0.1:{port}");
+        Ok(details.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some("server=any") && words.any(|word| word == address)
+        }))
+    }
+
+    /// What the master has to say about its last start, where it keeps that (from 2.7 on).
+    pub(super) async fn startup_logs(&self) -> Option<String> {
+        let answer = self.ask("show startup-logs").await.ok()??;
+        let told: Vec<&str> = answer.lines().filter(|line| line.starts_with('[')).collect();
+        (!told.is_empty()).then(|| told.join("\n"))
+    }
+
+    /// None when nobody listens.
+    async fn ask(&self, command: &str) -> Result<Option<String>, HaproxyError> {
+        let talk = async {
+            let mut stream = match UnixStream::connect(&self.socket).await {
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                    return Ok(None);
+                }
+                other => other?,
+            };
+            stream.write_all(format!("{command}\n").as_bytes()).await?;
+            stream.shutdown().await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            Ok::<_, std::io::Error>(Some(String::from_utf8_lossy(&answer).into_owned()))
+        };
+        match tokio::time::timeout(TIMEOUT, talk).await {
+            Ok(result) => result.map_err(|error| self.error(error.to_string())),
+            Err(_) => Err(self.error(format!("no answer within {} s", TIMEOUT.as_secs()))),
+        }
+    }
+
+    fn error(&self, reason: String) -> HaproxyError {
+        HaproxyError::Socket { path: self.socket.clone(), reason }
+    }
+}
+
+/// `proc.haas_generation: type=str value=<…>`
+fn generation(answer: &str) -> Option<String> {
+    let (_, rest) = answer.split_once("haas_generation: type=str value=<")?;
+    rest.split_once('>').map(|(word, _)| word.to_owned())
+}
+
+/// Reads the answer to `show proc`. The columns have changed between versions, so a line is known
+/// by its type, and the uptime by its form. An uptime is rounded down: the start is put a second
+/// earlier, since to think a worker younger than it is would be the dangerous mistake.
+fn processes(answer: &str, now: DateTime<Utc>) -> Option<Processes> {
+    let mut master = None;
+    let mut workers = Vec::new();
+    let mut current = true;
+    for line in answer.lines() {
+        if line.starts_with('#') {
+            current = !line.contains("old workers");
+            continue;
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (Some(pid), Some(kind)) = (words.first().and_then(|word| word.parse().ok()), words.get(1)) else {
+            continue;
+        };
+        match *kind {
+            "master" => {
+                let failed = words.iter().skip_while(|word| **word != "[failed:").nth(1);
+                let failed = failed.and_then(|word| word.trim_end_matches(']').parse().ok());
+                master = Some((pid, failed.unwrap_or(0)));
+            }
+            "worker" => {
+                let uptime = words.iter().find_map(|word| uptime(word)).unwrap_or(TimeDelta::zero());
+                workers.push(Worker { pid, current, started: now - uptime - TimeDelta::seconds(1) });
+            }
+            _ => {}
+        }
+    }
+    master.map(|(master, failed)| Processes { master, failed, workers })
+}
+
+/// `0d00h02m07s`
+fn uptime(word: &str) -> Option<TimeDelta> {
+    let mut rest = word;
+    let mut seconds = 0;
+    for (unit, length) in [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)] {
+        let (number, after) = rest.split_once(unit)?;
+        seconds += number.parse::<i64>().ok()?.checked_mul(length)?;
+        rest = after;
+    }
+    TimeDelta::try_seconds(seconds).filter(|_| rest.is_empty())
+}
+
+/// When a process started, from field 22 of its `stat` (proc(5)), in ticks since boot.
+async fn started(pid: i32) -> Option<DateTime<Utc>> {
+    /// The kernel's USER_HZ, which is 100 on every architecture that HAProxy is built for.
+    const MILLISECONDS_A_TICK: i64 = 10;
+    let stat = tokio::fs::read_to_string(format!("/proc/{pid}/stat")).await.ok()?;
+    let uptime = tokio::fs::read_to_string("/proc/uptime").await.ok()?;
+    // The second field is a name in parentheses, and may itself have any character.
+    let ticks: i64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    let (seconds, hundredths) = uptime.split_whitespace().next()?.split_once('.')?;
+    let now = seconds.parse::<i64>().ok()? * 1000 + hundredths.parse::<i64>().ok()? * 10;
+    Some(Utc::now() - TimeDelta::try_milliseconds(now - ticks * MILLISECONDS_A_TICK)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn show_proc_is_read_in_the_forms_that_versions_give_it() {
+        let now = Utc::now();
+        let ago = |seconds| now - TimeDelta::seconds(seconds + 1);
+        let answer = "#<PID>          <type>          <reloads>       <uptime>        <version>\n\
+            1162            master          5 [failed: 2]   0d00h02m07s     2.6.12\n\
+            # workers\n\
+            1271            worker          1               0d00h00m09s     2.6.12\n\
+            # old workers\n\
+            1233            worker          3               1d01h01m43s     2.6.12\n\
+            # programs\n\
+            1244            foo             0               0d00h00m00s     -\n\n";
+        let expected = Processes {
+            master: 1162,
+            failed: 2,
+            workers: vec![
+                Worker { pid: 1271, current: true, started: ago(9) },
+                Worker { pid: 1233, current: false, started: ago(90_103) },
+            ],
+        };
+        assert_eq!(processes(answer, now), Some(expected));
+        // 2.4 and earlier: no count of failures, and a relative number for each worker.
+        let answer = "#<PID> <type> <relative PID> <reloads> <uptime> <version>\n\
+            7 master 0 2 0d00h00m01s 2.4\n# workers\n8 worker 1 0 0d00h00m01s 2.4\n# programs\n";
+        let read = processes(answer, now).unwrap();
+        assert_eq!((read.master, read.failed, read.workers.len()), (7, 0, 1));
+        assert_eq!(read.workers[0].started, ago(1));
+        assert_eq!(processes("Permission denied", now), None);
+    }
+
+    #[test]
+    fn a_generation_is_read_from_what_get_var_says() {
+        let answer = "proc.haas_generation: type=str value=<abc123>\n\n";
+        assert_eq!(generation(answer).as_deref(), Some("abc123"));
+        assert_eq!(generation("Variable not found.\n"), None);
+        assert_eq!(generation(""), None);
+    }
+
+    #[tokio::test]
+    async fn the_kernel_knows_when_a_process_started() {
+        let age = Utc::now() - started(std::process::id().cast_signed()).await.unwrap();
+        assert!(age >= TimeDelta::milliseconds(-50) && age < TimeDelta::hours(1), "{age}");
+    }
+}

@@ -1,0 +1,64 @@
+//! The signal, and the proof that it was obeyed.
+//!
+//! SIGUSR2 makes the master read its files again and start a new worker (HAProxy management guide,
+//! section 4). A signal reports nothing back, and a file that can't be started leaves the old
+//! worker serving: so the worker is asked for its generation until it has the right one.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::Instant;
+
+use super::master::Running;
+use super::{Haproxy, HaproxyError, files};
+use crate::failpoint::Boundary;
+
+/// Between two questions.
+const POLL: Duration = Duration::from_millis(5);
+
+impl Haproxy {
+    /// Signals the master and waits until the worker carries this generation. If none does, the
+    /// last good files are put back: HAProxy may be restarted at any time, and must then come up.
+    pub(super) async fn reload(&self, generation: &str) -> Result<(), HaproxyError> {
+        let Err(reason) = self.signal_and_confirm(generation).await? else {
+            self.faults.hit(Boundary::HaproxyConfirmed).await;
+            return Ok(());
+        };
+        let restored = files::restore_last_good(&self.settings.dir).await?;
+        Err(HaproxyError::Unconfirmed { generation: generation.to_owned(), reason, restored })
+    }
+
+    /// The inner error says what was seen instead of the generation.
+    async fn signal_and_confirm(&self, generation: &str) -> Result<Result<(), String>, HaproxyError> {
+        let deadline = Instant::now() + self.settings.confirm_timeout;
+        // From who answers at the socket, never from a file: a stale process id could be anyone's.
+        let Some(before) = self.master.processes().await? else {
+            return Ok(Err("it went away before it could be told to reload".to_owned()));
+        };
+        if let Err(error) = kill(Pid::from_raw(before.master), Signal::SIGUSR2) {
+            return Ok(Err(format!("the signal to its master, process {}: {error}", before.master)));
+        }
+        self.faults.hit(Boundary::HaproxySignalled).await;
+        let mut last = String::new();
+        while Instant::now() < deadline {
+            // While the master replaces itself, connections are cut: no answer is no verdict.
+            match self.master.running().await {
+                Ok(Running::Generation(running)) if running == generation => return Ok(Ok(())),
+                Ok(Running::Generation(running)) => last = format!("the worker still has generation {running}"),
+                Ok(Running::Foreign) => "the worker has no generation".clone_into(&mut last),
+                Ok(Running::Down) => "nobody answers at the master's socket".clone_into(&mut last),
+                Err(error) => last = error.to_string(),
+            }
+            if let Ok(Some(now)) = self.master.processes().await
+                && now.failed > before.failed
+            {
+                let logs = self.master.startup_logs().await;
+                let logs = logs.unwrap_or_else(|| "its own log says why".to_owned());
+                return Ok(Err(format!("the reload failed: {logs}")));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(Err(format!("{last} after {:?}", self.settings.confirm_timeout)))
+    }
+}

@@ -1,0 +1,205 @@
+//! From routes to the text of haproxy.cfg and routes.map.
+//!
+//! tera does not escape a `.cfg`, so only checked types go in: a newline in a value would be a
+//! new line of HAProxy's configuration.
+
+use std::fmt::Write as _;
+
+use chrono::SecondsFormat;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tera::{Context, Tera};
+
+use super::files::PAGES;
+use super::{HaproxyError, Route, Routes, Settings};
+
+/// The template that is built in.
+const TEMPLATE: &str = include_str!("../../templates/haproxy.cfg.tera");
+/// The map's name in haproxy.cfg. Relative to it (`default-path config`, HAProxy manual section
+/// 3.1), so that the very bytes that were checked in one folder are used in another.
+pub(super) const MAP: &str = "routes.map";
+/// Stands where the generation goes until it is known: it can't be part of what it is a hash of.
+const BLANK: &str = "00000000000000000000000000000000";
+/// What comes before the generation in haproxy.cfg.
+const VARIABLE: &str = "proc.haas_generation str(";
+
+/// What could be published. Whether HAProxy accepts it, only the checker knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    cfg: String,
+    map: String,
+    generation: String,
+}
+
+impl Candidate {
+    /// The text of haproxy.cfg.
+    #[must_use]
+    pub fn cfg(&self) -> &str {
+        &self.cfg
+    }
+
+    /// The text of routes.map.
+    #[must_use]
+    pub fn map(&self) -> &str {
+        &self.map
+    }
+
+    /// Names the content of both, and of the error pages.
+    #[must_use]
+    pub fn generation(&self) -> &str {
+        &self.generation
+    }
+}
+
+/// What the template may use.
+#[derive(Serialize)]
+struct View<'a> {
+    generation: &'a str,
+    domain: &'a str,
+    dir: &'a str,
+    errors: String,
+    master_socket: &'a str,
+    stats_socket: &'a str,
+    http_bind: &'a str,
+    user: &'a str,
+    group: &'a str,
+    maxconn: u32,
+    app_maxconn: u32,
+    hard_stop_after: u128,
+    control: &'a [String],
+    control_timeout: u128,
+    /// How many apps are routed.
+    apps: usize,
+    sections_max: usize,
+    /// Those with a section of their own: all of them or, past `sections_max`, none.
+    sections: Vec<Section<'a>>,
+}
+
+#[derive(Serialize)]
+struct Section<'a> {
+    host: &'a str,
+    port: u16,
+    container: &'a str,
+    since: String,
+}
+
+impl<'a> From<&'a Route> for Section<'a> {
+    fn from(route: &'a Route) -> Self {
+        Self {
+            host: route.host.as_str(),
+            port: route.port,
+            container: route.container.as_str(),
+            since: route.since.to_rfc3339_opts(SecondsFormat::Secs, true),
+        }
+    }
+}
+
+/// The template's text: read anew each time, so that an edited one counts with the next publication.
+pub(super) async fn template(settings: &Settings) -> Result<String, HaproxyError> {
+    match &settings.template {
+        None => Ok(TEMPLATE.to_owned()),
+        Some(path) => tokio::fs::read_to_string(path)
+            .await
+            .map_err(|error| HaproxyError::Template { reason: format!("{}: {error}", path.display()) }),
+    }
+}
+
+/// Renders on a thread where it may take its time.
+pub(super) async fn candidate(
+    settings: Settings,
+    routes: Routes,
+    template: String,
+) -> Result<Candidate, HaproxyError> {
+    tokio::task::spawn_blocking(move || render(&settings, &routes, &template))
+        .await
+        .map_err(|error| HaproxyError::Template { reason: error.to_string() })?
+}
+
+/// Pure: the same input gives the same bytes.
+pub(super) fn render(settings: &Settings, routes: &Routes, template: &str) -> Result<Candidate, HaproxyError> {
+    let refused = |reason: String| HaproxyError::Template { reason };
+    let text = |path: &'_ std::path::Path| {
+        path.to_str().map(str::to_owned).ok_or_else(|| refused(format!("{} is not UTF-8", path.display())))
+    };
+    let (dir, master_socket, stats_socket) =
+        (text(&settings.dir)?, text(&settings.master_socket)?, text(&settings.stats_socket)?);
+    let sections = if routes.len() > settings.sections_max {
+        Vec::new()
+    } else {
+        routes.iter().map(Section::from).collect()
+    };
+    let view = View {
+        generation: BLANK,
+        domain: settings.domain.as_str(),
+        errors: format!("{dir}/errors"),
+        dir: &dir,
+        master_socket: &master_socket,
+        stats_socket: &stats_socket,
+        http_bind: &settings.http_bind,
+        user: &settings.user,
+        group: &settings.group,
+        maxconn: settings.maxconn,
+        app_maxconn: settings.app_maxconn,
+        hard_stop_after: settings.hard_stop_after.as_millis(),
+        control: &settings.control,
+        control_timeout: settings.control_timeout.as_millis(),
+        apps: routes.len(),
+        sections_max: settings.sections_max,
+        sections,
+    };
+    let mut tera = Tera::default();
+    tera.add_raw_template("haproxy.cfg", template).map_err(|error| refused(chain(&error)))?;
+    let context = Context::from_serialize(view).map_err(|error| refused(chain(&error)))?;
+    let blank = tera.render("haproxy.cfg", &context).map_err(|error| refused(chain(&error)))?;
+    let map = map(routes);
+    let generation = hash(&blank, &map);
+    let mark = |word: &str| format!("{VARIABLE}{word})");
+    if !blank.contains(&mark(BLANK)) {
+        return Err(refused(format!(
+            "it must have the line \"set-var {VARIABLE}{{{{ generation }}}})\": a reload is confirmed by it"
+        )));
+    }
+    let cfg = blank.replacen(&mark(BLANK), &mark(&generation), 1);
+    Ok(Candidate { cfg, map, generation })
+}
+
+/// One line a route: `host 127.0.0.1:port`, as the converter `map` reads it (HAProxy manual,
+/// section 7.3.1).
+fn map(routes: &Routes) -> String {
+    let mut text = String::with_capacity(routes.len() * 48);
+    for route in routes {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{} 127.0.0.1:{}", route.host, route.port);
+    }
+    text
+}
+
+/// The generation that a pair of files says it is, if it really is.
+pub(super) fn own_generation(cfg: &str, map: &str) -> Option<String> {
+    let start = cfg.find(VARIABLE)? + VARIABLE.len();
+    let word = cfg.get(start..start + BLANK.len())?;
+    let blank = format!("{}{BLANK}{}", cfg.get(..start)?, cfg.get(start + BLANK.len()..)?);
+    (hash(&blank, map) == word).then(|| word.to_owned())
+}
+
+/// 128 bits of SHA-256 over everything that a worker loads.
+fn hash(blank: &str, map: &str) -> String {
+    let mut hasher = Sha256::new();
+    for part in [blank, map].into_iter().chain(PAGES.iter().map(|(_, page)| *page)) {
+        // With the lengths, no two different lists of parts run together into the same bytes.
+        hasher.update(part.len().to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hex::encode(&hasher.finalize()[..BLANK.len() / 2])
+}
+
+/// tera says what is wrong in the error's sources.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}

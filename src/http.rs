@@ -1,0 +1,184 @@
+//! /provision and the rest of the control API: requests in, intent into the manifest, answers
+//! out. It touches neither Docker nor HAProxy.
+//!
+//! The bare domain is the control API. Every other host gets here only because HAProxy has no
+//! route for it, and is told that there is no such app, or that it is not ready yet.
+
+mod auth;
+mod body;
+mod health;
+mod instances;
+mod openapi;
+mod problem;
+mod provision;
+mod unrouted;
+mod view;
+mod wait;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use actix_web::dev::{Server, Service, ServiceResponse};
+use actix_web::guard::GuardContext;
+use actix_web::{App, HttpRequest, HttpServer, web};
+
+use crate::config::{Config, Listen};
+use crate::failpoint::Faults;
+use crate::instance::name::Hostname;
+use crate::manifest::Manifest;
+use crate::reconcile::{Health, Nudges};
+
+pub use auth::{Secrets, SecretsError};
+pub use openapi::document as openapi_document;
+pub use problem::Problem;
+pub use view::InstanceView;
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    /// Where intent goes, and answers come from.
+    pub manifest: Manifest,
+    /// How handlers hear that a row has changed.
+    pub nudges: Nudges,
+    /// What the reconciler last saw of each part.
+    pub health: Health,
+    /// Who may ask.
+    pub secrets: Secrets,
+    /// Where a test ends the process.
+    pub faults: Faults,
+    /// How endpoints are spelled, and how long a request waits.
+    pub settings: Settings,
+}
+
+/// What the handlers need of the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    domain: Hostname,
+    public_port: u16,
+    wait: Duration,
+    workers: usize,
+}
+
+impl Settings {
+    /// The part of the configuration that the API goes by.
+    #[must_use]
+    pub fn from_config(config: &Config) -> Self {
+        Self {
+            domain: config.installation.domain.clone(),
+            public_port: config.public_port(),
+            wait: config.http.wait,
+            workers: config.http.workers,
+        }
+    }
+}
+
+/// Where the server takes requests from; made by the caller, so that a test can take port 0.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP socket.
+    Tcp(std::net::TcpListener),
+    /// A Unix socket.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Listener {
+    /// Binds. A socket file that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    /// What the system says; `AddrInUse` when somebody listens there.
+    pub fn bind(listen: &Listen) -> io::Result<Self> {
+        match listen {
+            Listen::Tcp(address) => std::net::TcpListener::bind(address).map(Self::Tcp),
+            Listen::Unix(path) => bind_unix(path).map(Self::Unix),
+        }
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    if UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{}: somebody listens there", path.display())));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // HAProxy's workers may run as another user; who may come near is the folder's to say.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// Starts the server; it runs when it is awaited.
+///
+/// # Errors
+/// When the socket can't be used.
+pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
+    let workers = api.settings.workers;
+    let server = HttpServer::new(move || {
+        let domain = api.settings.domain.clone();
+        let control_host =
+            move |context: &GuardContext<'_>| host(context.head()).as_deref() == Some(domain.as_str());
+        App::new()
+            .app_data(web::Data::new(api.clone()))
+            .wrap_fn(|request, service| {
+                let (method, path) = (request.method().clone(), request.path().to_owned());
+                let began = std::time::Instant::now();
+                let answer = service.call(request);
+                async move {
+                    let answer: ServiceResponse = answer.await?;
+                    let milliseconds = began.elapsed().as_millis();
+                    log::info!(status = answer.status().as_u16(), milliseconds = milliseconds as u64; "{method} {path:?}");
+                    Ok(answer)
+                }
+            })
+            .service(
+                web::scope("")
+                    .guard(actix_web::guard::fn_guard(control_host))
+                    .service(resource("/provision").route(web::post().to(provision::provision)))
+                    .service(resource("/deprovision").route(web::post().to(provision::deprovision)))
+                    .service(resource("/instances").route(web::get().to(instances::list)))
+                    .service(resource("/instances/{username}/{appname}").route(web::get().to(instances::show)))
+                    .service(resource("/healthz").route(web::get().to(health::healthz)))
+                    .service(resource("/readyz").route(web::get().to(health::readyz)))
+                    .service(resource("/openapi.json").route(web::get().to(openapi::openapi)))
+                    .default_service(web::to(no_such_path)),
+            )
+            .default_service(web::to(unrouted::unrouted))
+    })
+    .workers(workers)
+    .disable_signals()
+    .shutdown_timeout(3)
+    // A provisioning request waits in its handler, not here.
+    .client_request_timeout(Duration::from_secs(10));
+    let server = match listener {
+        Listener::Tcp(socket) => server.listen(socket)?,
+        Listener::Unix(socket) => server.listen_uds(socket)?,
+    };
+    Ok(server.run())
+}
+
+fn resource(path: &str) -> actix_web::Resource {
+    web::resource(path).default_service(web::to(method_not_allowed))
+}
+
+async fn no_such_path() -> Problem {
+    Problem::NoSuchPath
+}
+
+async fn method_not_allowed(request: HttpRequest) -> Problem {
+    let allow = if request.path().ends_with("provision") { "POST" } else { "GET" };
+    Problem::MethodNotAllowed { allow }
+}
+
+/// The host that a request is for, without port and trailing dot, in lower case.
+fn host(head: &actix_web::dev::RequestHead) -> Option<String> {
+    let given = match head.uri.host() {
+        Some(host) => host,
+        None => head.headers.get(actix_web::http::header::HOST)?.to_str().ok()?,
+    };
+    let host = given.split(':').next().unwrap_or_default().trim_end_matches('.');
+    Some(host.to_ascii_lowercase())
+}

@@ -1,0 +1,146 @@
+//! Bodies of POST requests: JSON or a form, small, and without a field that we don't know.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use actix_web::http::header::CONTENT_TYPE;
+use actix_web::{HttpRequest, web};
+use futures_util::StreamExt;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+
+use super::auth::Secrets;
+use super::problem::{FieldError, Problem};
+use crate::instance::name::NameError;
+
+const LIMIT: usize = 16 * 1024;
+
+/// The fields of a body, from whichever of the two forms.
+pub(super) struct Fields {
+    values: BTreeMap<String, Value>,
+    errors: Vec<FieldError>,
+}
+
+impl Fields {
+    /// Reads the body, and lets in who has the secret. Nothing else of it is looked at before.
+    pub async fn read(request: &HttpRequest, body: web::Payload, secrets: &Secrets) -> Result<Self, Problem> {
+        let kind = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let parse = match kind.as_str() {
+            "application/json" => from_json,
+            "application/x-www-form-urlencoded" => from_form,
+            _ => return Err(Problem::UnsupportedMediaType),
+        };
+        let Pairs(pairs) = parse(&collect(body).await?)?;
+        let mut values = BTreeMap::new();
+        let mut repeated = None;
+        for (name, value) in pairs {
+            if values.insert(name.clone(), value).is_some() {
+                repeated = Some(name);
+            }
+        }
+        let secret = values.remove("secret");
+        if !secret.as_ref().and_then(Value::as_str).is_some_and(|secret| secrets.admit(secret)) {
+            return Err(Problem::InvalidSecret);
+        }
+        if let Some(name) = repeated {
+            return Err(Problem::MalformedBody(format!("the field {:?} is there twice", shorten(&name))));
+        }
+        Ok(Self { values, errors: Vec::new() })
+    }
+
+    /// Takes a field out and parses it; what is wrong with it is kept for [`Fields::finish`].
+    pub fn take<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, NameError>) -> Option<T> {
+        let parsed = match self.values.remove(name) {
+            None | Some(Value::Null) => Err("is required".to_owned()),
+            Some(Value::String(text)) => parse(&text).map_err(|error| error.to_string()),
+            Some(_) => Err("must be text".to_owned()),
+        };
+        parsed.map_err(|detail| self.errors.push(FieldError { field: name.to_owned(), detail })).ok()
+    }
+
+    /// Refuses what was not taken out, and every field that was wrong, at once.
+    pub fn finish(self) -> Result<(), Problem> {
+        if !self.values.is_empty() {
+            let unknown = self.values.into_keys().take(16);
+            let unknown =
+                unknown.map(|name| FieldError { field: shorten(&name), detail: "is not a field".to_owned() });
+            return Err(Problem::UnknownField(unknown.collect()));
+        }
+        if self.errors.is_empty() { Ok(()) } else { Err(Problem::InvalidFields(self.errors)) }
+    }
+}
+
+/// As much of a client's own text as an answer repeats.
+fn shorten(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+async fn collect(mut body: web::Payload) -> Result<Vec<u8>, Problem> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|_| Problem::MalformedBody("the body broke off".to_owned()))?;
+        if bytes.len() + chunk.len() > LIMIT {
+            return Err(Problem::BodyTooLarge);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// Fields in the order of the body, repeated ones included.
+struct Pairs(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Pairs;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+fn from_json(bytes: &[u8]) -> Result<Pairs, Problem> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        // serde's own words may repeat the input, a secret in it too.
+        Problem::MalformedBody(format!("not a JSON object: line {}, column {}", error.line(), error.column()))
+    })
+}
+
+fn from_form(bytes: &[u8]) -> Result<Pairs, Problem> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Problem::MalformedBody("not UTF-8".to_owned()))?;
+    let pairs = url::form_urlencoded::parse(text.as_bytes());
+    Ok(Pairs(pairs.map(|(name, value)| (name.into_owned(), Value::String(value.into_owned()))).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_object_is_refused_without_being_repeated() {
+        for bad in ["", "[]", "\"secret\"", "{\"secret\":\"hunter2\"", "{\"a\":1}x", "nul"] {
+            let Err(Problem::MalformedBody(why)) = from_json(bad.as_bytes()) else { panic!("{bad}") };
+            assert!(!why.contains("hunter2") && !why.contains("secret"), "{why}");
+        }
+        assert!(from_json(&[0xff, 0xfe]).is_err());
+        assert!(from_form(&[0xff, 0xfe]).is_err());
+    }
+
+    #[test]
+    fn repeated_fields_are_seen_in_both_forms() {
+        assert_eq!(from_json(br#"{"a":"1","a":"2"}"#).unwrap().0.len(), 2);
+        assert_eq!(from_form(b"a=1&a=2").unwrap().0.len(), 2);
+    }
+}

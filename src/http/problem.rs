@@ -1,0 +1,203 @@
+//! Errors as clients see them: RFC 9457 problem documents, each with a type that never changes.
+
+use std::fmt;
+
+use actix_web::body::BoxBody;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::{HttpRequest, HttpResponse, Responder, ResponseError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::manifest::ManifestError;
+
+/// What every problem's type begins with.
+const TYPE: &str = "urn:haas:problem:";
+
+/// A field of the request that won't do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FieldError {
+    /// The field's name.
+    pub field: String,
+    /// What is wrong with it.
+    pub detail: String,
+}
+
+/// Every way in which a request can be refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Problem {
+    /// The secret is wrong or missing. The same whether or not the instance exists.
+    InvalidSecret,
+    /// The body is neither JSON nor a form, as announced.
+    MalformedBody(String),
+    /// A field that does not exist: a typo must not be ignored.
+    UnknownField(Vec<FieldError>),
+    /// A parameter of the query that won't do.
+    InvalidQuery(Vec<FieldError>),
+    /// The content type is neither of the two.
+    UnsupportedMediaType,
+    /// The body is over the limit.
+    BodyTooLarge,
+    /// Fields whose values won't do.
+    InvalidFields(Vec<FieldError>),
+    /// A name that the pair would get is taken. Which one, not whose.
+    NameTaken(String),
+    /// The opposite was asked for while this request waited.
+    Superseded,
+    /// There never was such an instance.
+    NoSuchInstance,
+    /// The control API has no such path.
+    NoSuchPath,
+    /// The path is there, for another method.
+    MethodNotAllowed {
+        /// The method that is.
+        allow: &'static str,
+    },
+    /// No app has this host.
+    NoSuchApp,
+    /// The app with this host does not answer yet.
+    NotReady,
+    /// Every port is taken.
+    NoFreePort,
+    /// The manifest can't be asked.
+    Unavailable,
+    /// A bug, or a corrupt row. The cause is in the log.
+    Internal,
+}
+
+/// The document (RFC 9457, section 3).
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ProblemDocument {
+    /// Which problem: never changes, compare this.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:haas:problem:invalid-fields")]
+    kind: String,
+    /// The problem in a few words.
+    title: &'static str,
+    /// The status code, once more.
+    status: u16,
+    /// What is particular to this occurrence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// Every field that is wrong, at once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
+}
+
+impl Problem {
+    fn parts(&self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::InvalidSecret => (S::UNAUTHORIZED, "invalid-secret", "The secret is wrong or missing"),
+            Self::MalformedBody(_) => (S::BAD_REQUEST, "malformed-body", "The body can't be read"),
+            Self::UnknownField(_) => (S::BAD_REQUEST, "unknown-field", "The body has fields that don't exist"),
+            Self::InvalidQuery(_) => (S::BAD_REQUEST, "invalid-query", "The query has parameters that won't do"),
+            Self::UnsupportedMediaType => (
+                S::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-media-type",
+                "The body must be application/json or application/x-www-form-urlencoded",
+            ),
+            Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "body-too-large", "The body is over 16 KiB"),
+            Self::InvalidFields(_) => (S::UNPROCESSABLE_ENTITY, "invalid-fields", "Some fields won't do"),
+            Self::NameTaken(_) => (S::CONFLICT, "name-taken", "A name is taken"),
+            Self::Superseded => (S::CONFLICT, "superseded", "The opposite was asked for in the meantime"),
+            Self::NoSuchInstance => (S::NOT_FOUND, "no-such-instance", "There never was such an instance"),
+            Self::NoSuchPath => (S::NOT_FOUND, "no-such-path", "The control API has no such path"),
+            Self::MethodNotAllowed { .. } => (S::METHOD_NOT_ALLOWED, "method-not-allowed", "The path takes another method"),
+            Self::NoSuchApp => (S::NOT_FOUND, "no-such-app", "No app has this host"),
+            Self::NotReady => (S::SERVICE_UNAVAILABLE, "not-ready", "This app is not ready yet"),
+            Self::NoFreePort => (S::SERVICE_UNAVAILABLE, "no-free-port", "There is no room for another instance"),
+            Self::Unavailable => (S::SERVICE_UNAVAILABLE, "unavailable", "The service is unavailable for the moment"),
+            Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side"),
+        }
+    }
+
+    /// Seconds after which asking again makes sense.
+    fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::NotReady => Some(2),
+            Self::Unavailable => Some(5),
+            Self::NoFreePort => Some(60),
+            _ => None,
+        }
+    }
+
+    /// The document that is sent.
+    #[must_use]
+    pub fn document(&self) -> ProblemDocument {
+        let (status, slug, title) = self.parts();
+        let detail = match self {
+            Self::MalformedBody(why) => Some(why.clone()),
+            Self::NameTaken(which) => Some(format!("the name {which} is taken")),
+            _ => None,
+        };
+        let errors = match self {
+            Self::UnknownField(errors) | Self::InvalidQuery(errors) | Self::InvalidFields(errors) => errors.clone(),
+            _ => Vec::new(),
+        };
+        ProblemDocument { kind: format!("{TYPE}{slug}"), title, status: status.as_u16(), detail, errors }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.parts().2)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.parts().0
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut answer = HttpResponse::build(self.status_code());
+        if let Some(seconds) = self.retry_after() {
+            answer.insert_header((RETRY_AFTER, seconds.to_string()));
+        }
+        match self {
+            Self::InvalidSecret => {
+                answer.insert_header((WWW_AUTHENTICATE, "Bearer"));
+            }
+            Self::MethodNotAllowed { allow } => {
+                answer.insert_header((ALLOW, *allow));
+            }
+            _ => {}
+        }
+        let body = serde_json::to_string(&self.document()).unwrap_or_default();
+        answer.content_type("application/problem+json").body(body)
+    }
+}
+
+impl Responder for Problem {
+    type Body = BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        self.error_response()
+    }
+}
+
+impl From<ManifestError> for Problem {
+    /// The one place where a handler's failure to reach the manifest is logged.
+    fn from(error: ManifestError) -> Self {
+        match error {
+            ManifestError::NameTaken(which) => Self::NameTaken(which),
+            ManifestError::HostTooLong => Self::InvalidFields(vec![FieldError {
+                field: "appname".to_owned(),
+                detail: "username and appname together make a host name that is too long".to_owned(),
+            }]),
+            ManifestError::NoFreePort => {
+                log::error!("no port is free; see tenant.ports");
+                Self::NoFreePort
+            }
+            ManifestError::Unavailable(_) => {
+                log::warn!("answered 503: {error}");
+                Self::Unavailable
+            }
+            other => {
+                log::error!("answered 500: {other}");
+                Self::Internal
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The ship manifest: what should be, what was last seen, and which port is whose.
+//!
+//! [`Manifest`] is the only way to the database. Who writes what:
+//!
+//! | columns | written by | how |
+//! |---|---|---|
+//! | names, email, host, `desired`, `generation` | handlers and commands | one transaction under the intent lock ([`intents`](self)) |
+//! | `phase` and all that was observed | the reconciler | compare-and-set on (id, generation, phase) |
+//! | `port` | both: taken with the intent, moved or given back by the reconciler | in the same transaction as its cause |
+//!
+//! Every change of a row notifies the channel `haas`, so that any process may write and the one
+//! acting reconciler hears of it.
+
+mod events;
+mod intents;
+mod leader;
+mod migrations;
+mod ports;
+mod progress;
+mod query;
+mod rows;
+mod schema;
+
+use std::time::Duration;
+
+use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use futures_util::FutureExt;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::config::{Config, PortRange};
+use crate::instance::name::{ContainerName, HostPattern, Hostname};
+
+pub use intents::{NewInstance, Provisioned};
+pub use leader::{Leader, Nudge, watch};
+pub use migrations::migrate;
+pub use ports::{PortUse, WithheldPort};
+pub use query::{Filter, Page};
+pub use rows::Event;
+
+/// What can go wrong with the manifest.
+#[derive(Debug, Error)]
+pub enum ManifestError {
+    /// Postgres can't be reached, or does not answer in time.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(String),
+    /// The database was migrated by a newer binary.
+    #[error(
+        "the database has migrations that this version of haas does not know ({versions}); \
+         start the version of haas that made them, or a newer one"
+    )]
+    NewerSchema {
+        /// The unknown migrations.
+        versions: String,
+    },
+    /// A migration failed.
+    #[error("the database could not be migrated: {0}")]
+    Migration(String),
+    /// The container name, or the host, belongs to another live instance.
+    #[error("the name {0} is taken")]
+    NameTaken(String),
+    /// The name parts are legal each, but make a host that is too long.
+    #[error("the host name would be too long")]
+    HostTooLong,
+    /// Every port of the range is taken or withheld.
+    #[error("no port is free")]
+    NoFreePort,
+    /// Somebody else has changed the row since it was read.
+    #[error("the row has changed in the meantime")]
+    Stale,
+    /// The domain does not allow going from one phase to the other.
+    #[error("an instance can't go from {from} to {to}")]
+    IllegalTransition {
+        /// The row's phase.
+        from: crate::instance::Phase,
+        /// The phase that was asked for.
+        to: crate::instance::Phase,
+    },
+    /// A row holds what no version of haas has written.
+    #[error("the row of instance {id} is corrupt: {why}")]
+    Corrupt {
+        /// The row.
+        id: Uuid,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Any other answer of the database.
+    #[error("the database refused a statement: {0}")]
+    Statement(#[source] diesel::result::Error),
+}
+
+impl From<diesel::result::Error> for ManifestError {
+    fn from(error: diesel::result::Error) -> Self {
+        use diesel::result::{DatabaseErrorKind, Error};
+        let lost = match &error {
+            Error::DatabaseError(DatabaseErrorKind::ClosedConnection, _) | Error::BrokenTransactionManager => true,
+            Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _) => true,
+            // tokio-postgres reports a connection that breaks, or a server that shuts down or
+            // starts up, without a kind that diesel knows.
+            Error::DatabaseError(DatabaseErrorKind::Unknown, info) => {
+                let message = info.message();
+                ["connection closed", "terminating connection", "starting up", "shutting down", "recovery mode", "communicating with the server"]
+                    .iter()
+                    .any(|text| message.contains(text))
+            }
+            _ => false,
+        };
+        if lost { Self::Unavailable(error.to_string()) } else { Self::Statement(error) }
+    }
+}
+
+/// A handle on the database; cheap to clone.
+#[derive(Clone)]
+pub struct Manifest {
+    pool: Pool<AsyncPgConnection>,
+    timeout: Duration,
+    ports: PortRange,
+    port_retry_after: Duration,
+    domain: Hostname,
+    host_pattern: HostPattern,
+}
+
+impl Manifest {
+    /// Prepares a pool. Connections are made when they are needed, and their drivers run on
+    /// the runtime that this is called on, whichever thread asks.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let runtime = tokio::runtime::Handle::current();
+        let mut setup = ManagerConfig::default();
+        setup.custom_setup = Box::new(move |url| {
+            let (url, runtime) = (url.to_owned(), runtime.clone());
+            async move {
+                let connecting = runtime.spawn(async move { AsyncPgConnection::establish(&url).await });
+                connecting.await.unwrap_or_else(|gone| Err(diesel::ConnectionError::BadConnection(gone.to_string())))
+            }
+            .boxed()
+        });
+        let url = config.manifest.database_url.as_str();
+        let manager = AsyncDieselConnectionManager::new_with_config(url, setup);
+        let pool = Pool::builder(manager)
+            .max_size(config.manifest.pool_size)
+            .build()
+            .unwrap_or_else(|error| unreachable!("a pool without timeouts needs no runtime: {error}"));
+        Self {
+            pool,
+            timeout: config.manifest.timeout,
+            ports: config.tenant.ports,
+            port_retry_after: config.reconcile.port_retry_after,
+            domain: config.installation.domain.clone(),
+            host_pattern: config.installation.host_pattern,
+        }
+    }
+
+    /// Runs one piece of work on a connection, within the configured time.
+    async fn run<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut AsyncPgConnection) -> Result<T, ManifestError>,
+    ) -> Result<T, ManifestError> {
+        let unavailable = |why: String| ManifestError::Unavailable(why);
+        let within = async {
+            let mut conn = self.pool.get().await.map_err(|error| unavailable(error.to_string()))?;
+            let outcome = work(&mut conn).await;
+            if matches!(outcome, Err(ManifestError::Unavailable(_))) {
+                // Broken: the pool must not hand it out again.
+                drop(Object::take(conn));
+            }
+            outcome
+        };
+        tokio::time::timeout(self.timeout, within)
+            .await
+            .unwrap_or_else(|_| Err(unavailable(format!("no answer within {:?}", self.timeout))))
+    }
+
+    /// The installation's id, which containers carry as a label.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn installation(&self) -> Result<Uuid, ManifestError> {
+        use diesel::QueryDsl;
+        self.run(async |conn| {
+            Ok(schema::installation::table.select(schema::installation::id).first(conn).await?)
+        })
+        .await
+    }
+
+    /// Whether Postgres answers.
+    ///
+    /// # Errors
+    /// [`ManifestError`] says why it does not.
+    pub async fn ping(&self) -> Result<(), ManifestError> {
+        self.run(async |conn| {
+            diesel::sql_query("SELECT 1").execute(conn).await?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Names a pair would get: whether they are free is the database's to say.
+fn names(manifest: &Manifest, new: &NewInstance) -> Result<(ContainerName, Hostname), ManifestError> {
+    let host = manifest
+        .host_pattern
+        .host(&new.username, &new.appname, &manifest.domain)
+        .map_err(|_| ManifestError::HostTooLong)?;
+    Ok((ContainerName::of(&new.username, &new.appname), host))
+}

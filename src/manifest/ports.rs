@@ -1,0 +1,153 @@
+//! Which loopback port is whose.
+//!
+//! A port belongs to the row that has it. It is withheld while something else on the host
+//! holds it, or while an old HAProxy worker may still route some host to it.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Integer, Timestamptz};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+use super::schema::{instances, withheld_ports};
+use super::{Manifest, ManifestError};
+use crate::config::PortRange;
+
+const OCCUPIED: &str = "occupied";
+const DRAINING: &str = "draining";
+
+/// A port that is not given out at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WithheldPort {
+    /// The port.
+    pub port: u16,
+    /// Whether something else on the host held it, rather than an old HAProxy worker.
+    pub occupied: bool,
+    /// Since when.
+    pub since: DateTime<Utc>,
+}
+
+/// How the range is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortUse {
+    /// Ports in the range.
+    pub total: usize,
+    /// Ports that instances have.
+    pub taken: usize,
+    /// Ports that are not given out at the moment.
+    pub withheld: Vec<WithheldPort>,
+}
+
+#[derive(QueryableByName)]
+struct FreePort {
+    #[diesel(sql_type = Integer)]
+    port: i32,
+}
+
+/// The lowest port that nobody has and that isn't withheld. The caller holds the intent lock.
+pub(super) async fn lowest_free(
+    conn: &mut AsyncPgConnection,
+    range: PortRange,
+    occupied_before: DateTime<Utc>,
+) -> Result<i32, ManifestError> {
+    let free: Option<FreePort> = diesel::sql_query(
+        "SELECT candidate AS port FROM generate_series($1, $2) AS candidate
+         WHERE NOT EXISTS (SELECT FROM instances WHERE port = candidate)
+           AND NOT EXISTS (SELECT FROM withheld_ports
+                           WHERE port = candidate AND (reason = 'draining' OR since > $3))
+         ORDER BY candidate LIMIT 1",
+    )
+    .bind::<Integer, _>(i32::from(range.first))
+    .bind::<Integer, _>(i32::from(range.last))
+    .bind::<Timestamptz, _>(occupied_before)
+    .get_result(conn)
+    .await
+    .optional()?;
+    free.map(|free| free.port).ok_or(ManifestError::NoFreePort)
+}
+
+/// Withholds a port that an instance gives back.
+pub(super) async fn withhold(
+    conn: &mut AsyncPgConnection,
+    port: u16,
+    occupied: bool,
+) -> Result<(), diesel::result::Error> {
+    let reason = if occupied { OCCUPIED } else { DRAINING };
+    diesel::insert_into(withheld_ports::table)
+        .values((withheld_ports::port.eq(i32::from(port)), withheld_ports::reason.eq(reason)))
+        .on_conflict(withheld_ports::port)
+        .do_update()
+        .set((withheld_ports::reason.eq(reason), withheld_ports::since.eq(diesel::dsl::now)))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+impl Manifest {
+    /// Frees the ports that no HAProxy worker can route to any more: those given back before
+    /// the oldest worker that is on its way out had started, or all when there is none.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn free_drained_ports(
+        &self,
+        oldest_leaving_worker: Option<DateTime<Utc>>,
+    ) -> Result<usize, ManifestError> {
+        let before = oldest_leaving_worker.unwrap_or(DateTime::<Utc>::MAX_UTC).min(Utc::now());
+        self.run(async move |conn| {
+            Ok(diesel::delete(withheld_ports::table)
+                .filter(withheld_ports::reason.eq(DRAINING))
+                .filter(withheld_ports::since.lt(before))
+                .execute(conn)
+                .await?)
+        })
+        .await
+    }
+
+    /// Whether any port waits for old workers.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn has_draining_ports(&self) -> Result<bool, ManifestError> {
+        self.run(async move |conn| {
+            Ok(diesel::select(diesel::dsl::exists(
+                withheld_ports::table.filter(withheld_ports::reason.eq(DRAINING)),
+            ))
+            .get_result(conn)
+            .await?)
+        })
+        .await
+    }
+
+    /// How the port range is used.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn port_use(&self) -> Result<PortUse, ManifestError> {
+        let range = self.ports;
+        self.run(async move |conn| {
+            let (first, last) = (i32::from(range.first), i32::from(range.last));
+            let taken: i64 = instances::table
+                .filter(instances::port.between(first, last))
+                .count()
+                .get_result(conn)
+                .await?;
+            let withheld: Vec<(i32, String, DateTime<Utc>)> = withheld_ports::table
+                .filter(withheld_ports::port.between(first, last))
+                .order(withheld_ports::port)
+                .load(conn)
+                .await?;
+            Ok(PortUse {
+                total: usize::from(range.last - range.first) + 1,
+                taken: usize::try_from(taken).unwrap_or_default(),
+                withheld: withheld
+                    .into_iter()
+                    .filter_map(|(port, reason, since)| {
+                        let port = u16::try_from(port).ok()?;
+                        Some(WithheldPort { port, occupied: reason == OCCUPIED, since })
+                    })
+                    .collect(),
+            })
+        })
+        .await
+    }
+}

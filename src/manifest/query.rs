@@ -1,0 +1,164 @@
+//! What everybody may read.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use uuid::Uuid;
+
+use super::rows::InstanceRow;
+use super::schema::instances;
+use super::{Manifest, ManifestError};
+use crate::instance::name::{AppName, Hostname, Username};
+use crate::instance::{Desired, Instance, Phase, State};
+
+/// Which instances a listing shows.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// One user's only.
+    pub username: Option<Username>,
+    /// Those in one state only.
+    pub state: Option<State>,
+}
+
+/// One page of a listing, in the order of (username, appname).
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The rows.
+    pub instances: Vec<Instance>,
+    /// Where the next page begins: after this pair. None on the last page.
+    pub next: Option<(Username, AppName)>,
+}
+
+impl Manifest {
+    /// An instance by its names, tombstones included.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn find(&self, username: &Username, appname: &AppName) -> Result<Option<Instance>, ManifestError> {
+        self.run(async |conn| {
+            let row: Option<InstanceRow> = instances::table
+                .filter(instances::username.eq(username.as_str()))
+                .filter(instances::appname.eq(appname.as_str()))
+                .order(instances::created_at.desc())
+                .select(InstanceRow::as_select())
+                .first(conn)
+                .await
+                .optional()?;
+            row.map(Instance::try_from).transpose()
+        })
+        .await
+    }
+
+    /// An instance by its id, tombstones included.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn get(&self, id: Uuid) -> Result<Option<Instance>, ManifestError> {
+        self.run(async |conn| {
+            let row: Option<InstanceRow> =
+                instances::table.find(id).select(InstanceRow::as_select()).first(conn).await.optional()?;
+            row.map(Instance::try_from).transpose()
+        })
+        .await
+    }
+
+    /// The live instance that a host belongs to.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn find_by_host(&self, host: &Hostname) -> Result<Option<Instance>, ManifestError> {
+        self.run(async |conn| {
+            let row: Option<InstanceRow> = instances::table
+                .filter(instances::host.eq(host.as_str()))
+                .filter(instances::phase.ne(Phase::Deleted.as_str()))
+                .select(InstanceRow::as_select())
+                .first(conn)
+                .await
+                .optional()?;
+            row.map(Instance::try_from).transpose()
+        })
+        .await
+    }
+
+    /// Every instance that is not a tombstone. A row that can't be read is left out, and its
+    /// id returned beside: one bad row must not stop the others.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn live(&self) -> Result<(Vec<Instance>, Vec<ManifestError>), ManifestError> {
+        let rows: Vec<InstanceRow> = self
+            .run(async |conn| {
+                Ok(instances::table
+                    .filter(instances::phase.ne(Phase::Deleted.as_str()))
+                    .order(instances::created_at)
+                    .select(InstanceRow::as_select())
+                    .load(conn)
+                    .await?)
+            })
+            .await?;
+        let mut live = Vec::with_capacity(rows.len());
+        let mut corrupt = Vec::new();
+        for row in rows {
+            match Instance::try_from(row) {
+                Ok(instance) => live.push(instance),
+                Err(error) => corrupt.push(error),
+            }
+        }
+        Ok((live, corrupt))
+    }
+
+    /// One page of a listing.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn list(
+        &self,
+        filter: &Filter,
+        after: Option<&(Username, AppName)>,
+        limit: usize,
+    ) -> Result<Page, ManifestError> {
+        self.run(async |conn| {
+            let mut query = instances::table
+                .order((instances::username, instances::appname))
+                .limit(i64::try_from(limit + 1).unwrap_or(i64::MAX))
+                .select(InstanceRow::as_select())
+                .into_boxed();
+            if let Some(username) = &filter.username {
+                query = query.filter(instances::username.eq(username.as_str().to_owned()));
+            }
+            if let Some(state) = filter.state {
+                let (running, deleted) = (Desired::Running.as_str(), Desired::Deleted.as_str());
+                let phases = |desired: Desired| -> Vec<&'static str> {
+                    let shown = Phase::ALL.iter().filter(|phase| State::of(desired, **phase) == state);
+                    shown.map(|phase| phase.as_str()).collect()
+                };
+                query = query.filter(
+                    instances::desired
+                        .eq(running)
+                        .and(instances::phase.eq_any(phases(Desired::Running)))
+                        .or(instances::desired
+                            .eq(deleted)
+                            .and(instances::phase.eq_any(phases(Desired::Deleted)))),
+                );
+            }
+            if let Some((username, appname)) = after {
+                let (username, appname) = (username.as_str().to_owned(), appname.as_str().to_owned());
+                query = query.filter(
+                    instances::username
+                        .gt(username.clone())
+                        .or(instances::username.eq(username).and(instances::appname.gt(appname))),
+                );
+            }
+            let mut found: Vec<Instance> = query
+                .load::<InstanceRow>(conn)
+                .await?
+                .into_iter()
+                .map(Instance::try_from)
+                .collect::<Result<_, _>>()?;
+            let more = found.len() > limit;
+            found.truncate(limit);
+            let last = found.last().map(|last| (last.username.clone(), last.appname.clone()));
+            Ok(Page { instances: found, next: last.filter(|_| more) })
+        })
+        .await
+    }
+}

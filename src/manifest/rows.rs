@@ -1,0 +1,103 @@
+//! Rows, and their way into the domain's types.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use uuid::Uuid;
+
+use super::ManifestError;
+use super::schema::{events, instances};
+use crate::instance::Instance;
+use crate::instance::name::{AppName, ContainerName, Email, Hostname, Username};
+
+/// A row of `instances`, as it stands in the table.
+#[derive(Debug, Queryable, Selectable, Insertable)]
+#[diesel(table_name = instances, check_for_backend(diesel::pg::Pg))]
+pub(super) struct InstanceRow {
+    pub id: Uuid,
+    pub username: String,
+    pub appname: String,
+    pub email: String,
+    pub host: String,
+    pub container_name: String,
+    pub port: Option<i32>,
+    pub desired: String,
+    pub phase: String,
+    pub phase_since: DateTime<Utc>,
+    pub generation: i64,
+    pub observed_generation: i64,
+    pub attempts: i32,
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    pub last_error: Option<String>,
+    pub last_log: Option<String>,
+    pub restored: bool,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub ready_at: Option<DateTime<Utc>>,
+}
+
+impl TryFrom<InstanceRow> for Instance {
+    type Error = ManifestError;
+
+    /// A row that some other hand has written is checked like any input: nothing unchecked
+    /// may reach a container or haproxy.cfg.
+    fn try_from(row: InstanceRow) -> Result<Self, ManifestError> {
+        let id = row.id;
+        let corrupt = |why: &dyn std::fmt::Display| ManifestError::Corrupt { id, why: why.to_string() };
+        Ok(Self {
+            id,
+            username: Username::parse(&row.username).map_err(|e| corrupt(&e))?,
+            appname: AppName::parse(&row.appname).map_err(|e| corrupt(&e))?,
+            email: Email::parse(&row.email).map_err(|e| corrupt(&e))?,
+            host: Hostname::parse(&row.host).map_err(|e| corrupt(&e))?,
+            container: ContainerName::parse(&row.container_name).map_err(|e| corrupt(&e))?,
+            port: row.port.map(u16::try_from).transpose().map_err(|e| corrupt(&e))?,
+            desired: row.desired.parse().map_err(|e| corrupt(&e))?,
+            phase: row.phase.parse().map_err(|e| corrupt(&e))?,
+            phase_since: row.phase_since,
+            generation: row.generation,
+            observed_generation: row.observed_generation,
+            attempts: row.attempts,
+            next_attempt_at: row.next_attempt_at,
+            last_error: row.last_error,
+            last_log: row.last_log,
+            restored: row.restored,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            ready_at: row.ready_at,
+        })
+    }
+}
+
+/// The columns that the reconciler's compare-and-set may touch; `None` leaves one as it is.
+#[derive(Debug, Default, AsChangeset)]
+#[diesel(table_name = instances)]
+pub(super) struct Progress {
+    pub desired: Option<&'static str>,
+    pub phase: Option<&'static str>,
+    pub phase_since: Option<DateTime<Utc>>,
+    pub port: Option<Option<i32>>,
+    pub observed_generation: Option<i64>,
+    pub attempts: Option<i32>,
+    pub next_attempt_at: Option<Option<DateTime<Utc>>>,
+    pub last_error: Option<Option<String>>,
+    pub last_log: Option<Option<String>>,
+    pub restored: Option<bool>,
+    pub updated_at: Option<DateTime<Utc>>,
+    pub ready_at: Option<Option<DateTime<Utc>>>,
+}
+
+/// Something that happened to an instance.
+#[derive(Debug, Clone, PartialEq, Queryable, Selectable, serde::Serialize)]
+#[diesel(table_name = events, check_for_backend(diesel::pg::Pg))]
+pub struct Event {
+    /// Grows with time.
+    pub id: i64,
+    /// The instance it happened to; its row may be gone by now.
+    pub instance_id: Uuid,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// What, as one word.
+    pub kind: String,
+    /// The particulars.
+    pub detail: serde_json::Value,
+}

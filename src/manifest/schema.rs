@@ -1,0 +1,53 @@
+//! The tables, as the migrations leave them.
+#![allow(missing_docs, reason = "diesel's macro makes items that have no place for docs")]
+
+diesel::table! {
+    installation (only_row) {
+        only_row -> Bool,
+        id -> Uuid,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    instances (id) {
+        id -> Uuid,
+        username -> Text,
+        appname -> Text,
+        email -> Text,
+        host -> Text,
+        container_name -> Text,
+        port -> Nullable<Integer>,
+        desired -> Text,
+        phase -> Text,
+        phase_since -> Timestamptz,
+        generation -> BigInt,
+        observed_generation -> BigInt,
+        attempts -> Integer,
+        next_attempt_at -> Nullable<Timestamptz>,
+        last_error -> Nullable<Text>,
+        last_log -> Nullable<Text>,
+        restored -> Bool,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        ready_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    withheld_ports (port) {
+        port -> Integer,
+        reason -> Text,
+        since -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    events (id) {
+        id -> BigInt,
+        instance_id -> Uuid,
+        at -> Timestamptz,
+        kind -> Text,
+        detail -> Jsonb,
+    }
+}

@@ -1,0 +1,284 @@
+//! The executor: takes one instance step by step, until it is settled or has to wait for
+//! something else. All decisions are [`plan`]'s.
+
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::sync::SemaphorePermit;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::World;
+use super::publish::Published;
+use crate::containers::{Containers, ContainersError};
+use crate::failpoint::Boundary;
+use crate::haproxy::Proxy;
+use crate::instance::plan::{Observed, Seen, Step, attempts_carried, backoff, plan};
+use crate::instance::{Instance, Phase};
+use crate::manifest::ManifestError;
+
+/// Between two looks whether a Hoodie answers, while it is expected any moment.
+const PROBE_SOON: Duration = Duration::from_millis(20);
+/// Between two looks later on, and how long a starting Hoodie keeps its place in the line.
+const PROBE_LATER: Duration = Duration::from_millis(250);
+const EXPECTED_WITHIN: Duration = Duration::from_secs(8);
+/// How long a confirmed route may take to answer.
+const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
+const DRAIN_POLL: Duration = Duration::from_millis(100);
+
+/// Why an instance was left before it was settled.
+#[derive(Debug)]
+enum Halt {
+    /// The part is away; its row stays as it is and the next pass tries again.
+    Away(String),
+    /// The row was changed meanwhile; the next pass sees how.
+    Stale,
+    /// The attempt failed.
+    Failed(String),
+}
+
+impl From<ManifestError> for Halt {
+    fn from(error: ManifestError) -> Self {
+        match error {
+            ManifestError::Stale => Self::Stale,
+            other => Self::Away(other.to_string()),
+        }
+    }
+}
+
+impl From<ContainersError> for Halt {
+    fn from(error: ContainersError) -> Self {
+        match error {
+            ContainersError::Unreachable(_) => Self::Away(error.to_string()),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+/// Takes an instance as far as it goes. Says whether it should be looked at again soon.
+pub(super) async fn drive<C: Containers, P: Proxy>(
+    world: Arc<World<C, P>>,
+    published: Arc<RwLock<Published>>,
+    id: Uuid,
+) -> bool {
+    let mut driver = Driver { world: &world, published: &published, place: None };
+    loop {
+        let instance = match world.manifest.get(id).await {
+            Ok(Some(instance)) => instance,
+            Ok(None) => return false,
+            Err(error) => {
+                log::warn!(instance:% = id; "left alone: {error}");
+                return false;
+            }
+        };
+        match driver.step(&instance).await {
+            Ok(true) => {}
+            Ok(false) | Err(Halt::Stale) => return true,
+            Err(Halt::Away(why)) => {
+                log::warn!(instance:% = id; "{} left alone: {why}", instance.container);
+                return false;
+            }
+            Err(Halt::Failed(why)) => {
+                driver.fail(&instance, &why).await;
+                return true;
+            }
+        }
+    }
+}
+
+struct Driver<'a, C, P> {
+    world: &'a World<C, P>,
+    published: &'a RwLock<Published>,
+    /// A place among those that start at the same time.
+    place: Option<SemaphorePermit<'a>>,
+}
+
+impl<C: Containers, P: Proxy> Driver<'_, C, P> {
+    /// One step. Says whether to go on with this instance.
+    async fn step(&mut self, instance: &Instance) -> Result<bool, Halt> {
+        let World { manifest, containers, faults, settings, .. } = self.world;
+        let container = containers.inspect(instance).await?;
+        let routed = self.published.read().map_or(None, |published| published.routed(instance));
+        let now = Utc::now();
+        let step = plan(instance, &Observed { container, routed }, now);
+        log::debug!(instance:% = instance.id; "{} is {}: {step:?}", instance.container, instance.phase);
+        if matches!(step, Step::Create | Step::Start | Step::AwaitReady(_)) && self.place.is_none() {
+            let place = self.world.starts.acquire().await.map_err(|closed| Halt::Away(closed.to_string()))?;
+            self.place = Some(place);
+            // Much may have changed while waiting in line.
+            return Ok(true);
+        }
+        let carried = attempts_carried(instance, settings.stable_after, now);
+        match step {
+            Step::Settled | Step::WaitUntil(_) | Step::AwaitPublish => return Ok(false),
+            Step::Advance(phase) => {
+                manifest.advance(instance, phase, carried).await?;
+                if instance.phase == Phase::Running && phase == Phase::Pending {
+                    log::warn!(instance:% = instance.id; "{} has lost its container; making it again", instance.container);
+                }
+            }
+            Step::Create => self.create(instance).await?,
+            Step::Start => self.start(instance).await?,
+            Step::AwaitReady(phase) => self.await_ready(instance, phase).await?,
+            Step::ConfirmRoute => {
+                self.confirm_route(instance).await?;
+                faults.hit(Boundary::RouteConfirmed).await;
+                manifest.running(instance).await?;
+                log::info!(instance:% = instance.id; "{} answers at {}", instance.container, instance.host);
+            }
+            Step::Drain => {
+                self.drain(instance).await;
+                faults.hit(Boundary::Drained).await;
+                manifest.advance(instance, Phase::Removing, carried).await?;
+            }
+            Step::Remove => {
+                containers.remove(instance).await?;
+                faults.hit(Boundary::ContainerRemoved).await;
+                log::info!(instance:% = instance.id; "{}: container removed", instance.container);
+            }
+            Step::Refuse => {
+                let error = ContainersError::NameHeld(instance.container.to_string()).to_string();
+                manifest.refuse(instance, &error).await?;
+                log::warn!(instance:% = instance.id; "{} refused: {error}", instance.container);
+            }
+            Step::NameHeld => {
+                return Err(ContainersError::NameHeld(instance.container.to_string()).into());
+            }
+        }
+        faults.hit(Boundary::ManifestAdvanced).await;
+        Ok(true)
+    }
+
+    async fn create(&self, instance: &Instance) -> Result<(), Halt> {
+        let World { manifest, containers, faults, .. } = self.world;
+        match containers.create(instance).await {
+            Ok(created) if created.data_found && !instance.restored => {
+                manifest.restored(instance).await?;
+            }
+            Ok(_) => {}
+            // The next look sees whose it is.
+            Err(ContainersError::NameHeld(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        faults.hit(Boundary::ContainerCreated).await;
+        self.start(instance).await
+    }
+
+    async fn start(&self, instance: &Instance) -> Result<(), Halt> {
+        let World { manifest, containers, faults, .. } = self.world;
+        match containers.start(instance).await {
+            Ok(()) => {}
+            Err(ContainersError::PortOccupied(port)) => {
+                // A container's port is fixed when it is made.
+                containers.remove(instance).await?;
+                let moved = match instance.phase {
+                    Phase::Pending => manifest.move_port(instance).await,
+                    _ => return Err(Halt::Failed(ContainersError::PortOccupied(port).to_string())),
+                };
+                return match moved {
+                    Ok(moved) => {
+                        let to = moved.port.unwrap_or_default();
+                        log::warn!(instance:% = instance.id; "something else on the host holds port {port}; taking {to}");
+                        Ok(())
+                    }
+                    Err(error @ ManifestError::NoFreePort) => Err(Halt::Failed(error.to_string())),
+                    Err(error) => Err(error.into()),
+                };
+            }
+            Err(error) => return Err(error.into()),
+        }
+        faults.hit(Boundary::ContainerStarted).await;
+        if instance.phase == Phase::Pending {
+            manifest.advance(instance, Phase::Starting, instance.attempts).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for an answer from Hoodie itself: an open port means nothing, since Docker may
+    /// accept before the process inside listens.
+    async fn await_ready(&mut self, instance: &Instance, next: Phase) -> Result<(), Halt> {
+        let World { manifest, containers, faults, settings, .. } = self.world;
+        let began = Instant::now();
+        let mut looked = began;
+        while !containers.answers(instance).await {
+            if began.elapsed() >= settings.ready_timeout {
+                return Err(Halt::Failed(format!("its Hoodie did not answer within {:?}", settings.ready_timeout)));
+            }
+            if looked.elapsed() >= Duration::from_secs(1) {
+                looked = Instant::now();
+                let fresh = manifest.get(instance.id).await?;
+                let unchanged = fresh.is_some_and(|row| {
+                    (row.generation, row.phase, row.desired) == (instance.generation, instance.phase, instance.desired)
+                });
+                let there = matches!(containers.inspect(instance).await?, Seen::Ours(_));
+                if !(unchanged && there) {
+                    // The next look decides what now.
+                    return Ok(());
+                }
+            }
+            let soon = began.elapsed() < EXPECTED_WITHIN;
+            if !soon {
+                // One that does not come up must not keep others from starting.
+                self.place = None;
+            }
+            tokio::time::sleep(if soon { PROBE_SOON } else { PROBE_LATER }).await;
+        }
+        self.place = None;
+        faults.hit(Boundary::HoodieAnswered).await;
+        if next == Phase::Running {
+            manifest.running(instance).await?;
+        } else {
+            manifest.ready(instance, next).await?;
+        }
+        Ok(())
+    }
+
+    async fn confirm_route(&self, instance: &Instance) -> Result<(), Halt> {
+        let deadline = Instant::now() + ROUTE_TIMEOUT;
+        while !self.world.proxy.answers(&instance.host).await {
+            if Instant::now() >= deadline {
+                return Err(Halt::Away("its Hoodie answers, but not through HAProxy".to_owned()));
+            }
+            tokio::time::sleep(PROBE_SOON).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until nobody talks to it any more, or the time for that is over.
+    async fn drain(&self, instance: &Instance) {
+        let Some(port) = instance.port else { return };
+        let spent = (Utc::now() - instance.phase_since).to_std().unwrap_or_default();
+        let deadline = Instant::now() + self.world.settings.drain_timeout.saturating_sub(spent);
+        loop {
+            match self.world.proxy.busy(&instance.host, port).await {
+                Ok(false) => return,
+                Ok(true) if Instant::now() >= deadline => {
+                    log::info!(instance:% = instance.id; "{}: its last requests are cut off", instance.container);
+                    return;
+                }
+                Err(error) if Instant::now() >= deadline => {
+                    log::warn!(instance:% = instance.id; "{}: drained unseen: {error}", instance.container);
+                    return;
+                }
+                _ => tokio::time::sleep(DRAIN_POLL).await,
+            }
+        }
+    }
+
+    /// Ends an attempt: its last lines are kept, its container is not.
+    async fn fail(&self, instance: &Instance, why: &str) {
+        let World { manifest, containers, settings, .. } = self.world;
+        let log = containers.last_log(instance).await.ok().filter(|log| !log.is_empty());
+        // A foreign container is refused here, and stays; ours that won't go is found next time.
+        drop(containers.remove(instance).await);
+        let rest = backoff(instance.attempts.saturating_add(1), settings.backoff_base, settings.backoff_max);
+        let next = Utc::now() + chrono::Duration::from_std(rest).unwrap_or(chrono::Duration::MAX);
+        let attempt = instance.attempts.saturating_add(1);
+        log::error!(instance:% = instance.id, attempt; "{} failed: {why}; next attempt in {rest:?}", instance.container);
+        match manifest.fail(instance, why, log, next).await {
+            Ok(_) | Err(ManifestError::Stale) => {}
+            Err(error) => log::warn!(instance:% = instance.id; "its failure could not be written down: {error}"),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! One pass: a look at everything, and the start of what has to be done.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, RwLock};
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::drive::drive;
+use super::health::Health;
+use super::orphans::Orphans;
+use super::publish::{Published, routes};
+use super::{Nudges, World};
+use crate::containers::{Containers, ContainersError, Owned};
+use crate::haproxy::{HaproxyError, Proxy, Publication, Routes};
+use crate::instance::Instance;
+use crate::instance::plan::{Container, Observed, Seen, Step, plan};
+use crate::manifest::ManifestError;
+
+/// What a finished task leaves behind.
+pub(super) enum Done {
+    Driven { id: Uuid, look_again: bool },
+    Published { routes: Routes, outcome: Result<Publication, HaproxyError> },
+    OrphansRemoved,
+}
+
+/// The one actor's memory between passes. All of it may be lost at any time.
+pub(super) struct Actor<C, P> {
+    world: Arc<World<C, P>>,
+    health: Health,
+    nudges: Nudges,
+    published: Arc<RwLock<Published>>,
+    tasks: JoinSet<Done>,
+    driven: HashSet<Uuid>,
+    publishing: bool,
+    removing_orphans: bool,
+    orphans: Orphans,
+    corrupt: HashSet<String>,
+    image_looked: Option<Instant>,
+}
+
+impl<C: Containers, P: Proxy> Actor<C, P> {
+    pub fn new(world: Arc<World<C, P>>, health: Health, nudges: Nudges) -> Self {
+        Self {
+            world,
+            health,
+            nudges,
+            published: Arc::default(),
+            tasks: JoinSet::new(),
+            driven: HashSet::new(),
+            publishing: false,
+            removing_orphans: false,
+            orphans: Orphans::default(),
+            corrupt: HashSet::new(),
+            image_looked: None,
+        }
+    }
+
+    /// Whether nothing is under way.
+    pub fn idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Waits for a task to finish and takes its outcome down; waits for ever when there is none.
+    pub async fn finished(&mut self) {
+        let Some(joined) = self.tasks.join_next().await else { return std::future::pending().await };
+        match joined {
+            Ok(Done::Driven { id, look_again }) => {
+                self.driven.remove(&id);
+                if look_again {
+                    self.nudges.nudge();
+                }
+            }
+            Ok(Done::Published { routes, outcome }) => {
+                self.publishing = false;
+                if let Ok(mut published) = self.published.write() {
+                    self.health.haproxy(published.tried(routes, &outcome));
+                }
+                self.nudges.nudge();
+            }
+            Ok(Done::OrphansRemoved) => self.removing_orphans = false,
+            Err(panicked) => {
+                // A bug; the level-triggered loop survives it by looking at everything anew.
+                log::error!("a task of the reconciler failed: {panicked}");
+                self.tasks.abort_all();
+                self.driven.clear();
+                (self.publishing, self.removing_orphans) = (false, false);
+            }
+        }
+    }
+
+    /// One look at everything. Says when the next one is due at the latest, if before the period.
+    pub async fn pass(&mut self) -> Option<DateTime<Utc>> {
+        let (live, corrupt) = match self.world.manifest.live().await {
+            Ok(found) => found,
+            Err(error) => {
+                self.health.postgres(Some(error.to_string()));
+                return None;
+            }
+        };
+        self.health.postgres(None);
+        self.report_corrupt(corrupt);
+        let owned = self.look_at_docker().await;
+        self.publish(&live);
+        self.free_ports().await;
+        let owned = owned?;
+        self.remove_orphans(&owned, &live);
+
+        let by_name: HashMap<&str, &Owned> = owned.iter().map(|owned| (owned.name.as_str(), owned)).collect();
+        let now = Utc::now();
+        let mut wake: Option<DateTime<Utc>> = None;
+        for instance in &live {
+            if self.driven.contains(&instance.id) {
+                continue;
+            }
+            let container = seen(instance, by_name.get(instance.container.as_str()).copied());
+            let routed = self.published.read().map_or(None, |published| published.routed(instance));
+            match plan(instance, &Observed { container, routed }, now) {
+                Step::Settled | Step::AwaitPublish => {}
+                Step::WaitUntil(at) => wake = Some(wake.map_or(at, |earliest| earliest.min(at))),
+                _ => self.drive(instance.id),
+            }
+        }
+        wake
+    }
+
+    fn drive(&mut self, id: Uuid) {
+        self.driven.insert(id);
+        let (world, published) = (Arc::clone(&self.world), Arc::clone(&self.published));
+        self.tasks.spawn(async move { Done::Driven { id, look_again: drive(world, published, id).await } });
+    }
+
+    fn publish(&mut self, live: &[Instance]) {
+        if self.publishing {
+            return;
+        }
+        let wanted = routes(live);
+        let Ok(mut published) = self.published.write() else { return };
+        if self.nudges.take_haproxy() {
+            published.look_again();
+        }
+        if !published.due(&wanted, self.world.settings.period) {
+            return;
+        }
+        published.trying(&wanted);
+        drop(published);
+        self.publishing = true;
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            let outcome = world.proxy.publish(&wanted).await;
+            Done::Published { routes: wanted, outcome }
+        });
+    }
+
+    /// Ports that were given back are free again once no old worker can route to them.
+    async fn free_ports(&self) {
+        if !matches!(self.world.manifest.has_draining_ports().await, Ok(true)) {
+            return;
+        }
+        match self.world.proxy.oldest_leaving_worker().await {
+            Ok(oldest) => {
+                if let Err(error) = self.world.manifest.free_drained_ports(oldest).await {
+                    log::warn!("ports could not be freed: {error}");
+                }
+            }
+            Err(error) => log::debug!("ports stay withheld: {error}"),
+        }
+    }
+
+    async fn look_at_docker(&mut self) -> Option<Vec<Owned>> {
+        let listed = self.world.containers.list().await;
+        match &listed {
+            Ok(_) => self.health.docker(None),
+            Err(error) => self.health.docker(Some(error.to_string())),
+        }
+        if listed.is_ok() && self.image_looked.is_none_or(|at| at.elapsed() >= self.world.settings.period) {
+            self.image_looked = Some(Instant::now());
+            look_at_image(&self.world.containers, &self.health).await;
+        }
+        listed.ok()
+    }
+
+    fn remove_orphans(&mut self, owned: &[Owned], live: &[Instance]) {
+        let live: HashSet<Uuid> = live.iter().map(|instance| instance.id).collect();
+        let due = self.orphans.due(owned, &live, self.world.settings.orphan_grace, Instant::now());
+        if due.is_empty() || self.removing_orphans {
+            return;
+        }
+        self.removing_orphans = true;
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            for orphan in due {
+                // A row may have come to want it since.
+                let wanted = match orphan.instance {
+                    Some(id) => world.manifest.get(id).await.map_or(true, |row| {
+                        row.is_some_and(|row| row.phase != crate::instance::Phase::Deleted)
+                    }),
+                    None => false,
+                };
+                if wanted {
+                    continue;
+                }
+                match world.containers.remove_owned(&orphan).await {
+                    Ok(()) => log::warn!("container {} belonged to no live instance; removed", orphan.name),
+                    Err(error) => log::warn!("orphan {} could not be removed: {error}", orphan.name),
+                }
+            }
+            Done::OrphansRemoved
+        });
+    }
+
+    fn report_corrupt(&mut self, corrupt: Vec<ManifestError>) {
+        let corrupt: HashSet<String> = corrupt.iter().map(ToString::to_string).collect();
+        for news in corrupt.difference(&self.corrupt) {
+            log::error!("{news}; it is left alone");
+        }
+        self.corrupt = corrupt;
+    }
+}
+
+/// A look at the tenants' image.
+pub(super) async fn look_at_image<C: Containers>(containers: &C, health: &Health) {
+    match containers.health().await {
+        Ok(()) => health.image(None),
+        Err(ContainersError::Unreachable(_)) => {}
+        Err(error) => health.image(Some(error.to_string())),
+    }
+}
+
+/// What a listing shows of an instance's container. Less than an inspection: a foreign one
+/// looks like none, and a stopped one has no port. The executor inspects before it acts.
+fn seen(instance: &Instance, owned: Option<&Owned>) -> Seen {
+    let Some(owned) = owned else { return Seen::Absent };
+    let container = if owned.instance == Some(instance.id) {
+        owned.container.clone()
+    } else {
+        Container { generation: -1, ..owned.container.clone() }
+    };
+    Seen::Ours(container)
+}
+
+/// What a pass would do next for an instance that is not settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// The instance.
+    pub instance: Instance,
+    /// Its next step.
+    pub step: Step,
+}
+
+/// What a pass would do now, without doing it.
+///
+/// # Errors
+/// What the manifest, or the engine, says.
+pub async fn dry_run<C: Containers, P: Proxy>(
+    world: &World<C, P>,
+    routed: impl Fn(&Instance) -> Option<bool>,
+) -> Result<Vec<Planned>, Box<dyn std::error::Error + Send + Sync>> {
+    let (live, _) = world.manifest.live().await?;
+    let now = Utc::now();
+    let mut planned = Vec::new();
+    for instance in live {
+        let container = world.containers.inspect(&instance).await?;
+        let routed = routed(&instance);
+        match plan(&instance, &Observed { container, routed }, now) {
+            Step::Settled => {}
+            step => planned.push(Planned { instance, step }),
+        }
+    }
+    Ok(planned)
+}

@@ -1,0 +1,72 @@
+//! What HAProxy routes to: what the manifest asks for, and what was last confirmed.
+
+use std::time::{Duration, Instant};
+
+use crate::haproxy::{HaproxyError, Publication, Route, Routes, Standing};
+use crate::instance::Instance;
+
+/// How soon HAProxy is looked for again after it was found down.
+const DOWN_RETRY: Duration = Duration::from_secs(1);
+
+/// The routes that the manifest asks for.
+#[must_use]
+pub fn routes<'a>(instances: impl IntoIterator<Item = &'a Instance>) -> Routes {
+    Routes::new(instances.into_iter().filter(|instance| instance.routable()).filter_map(|instance| {
+        Some(Route {
+            host: instance.host.clone(),
+            port: instance.port?,
+            container: instance.container.clone(),
+            since: instance.ready_at?,
+        })
+    }))
+}
+
+/// What is known of HAProxy's routes.
+#[derive(Default)]
+pub(super) struct Published {
+    /// What was last confirmed; none until then.
+    confirmed: Option<(Routes, Standing)>,
+    /// What was last tried, and when.
+    tried: Option<(Routes, Instant)>,
+}
+
+impl Published {
+    /// Whether HAProxy sends requests for an instance to it; none while that is not known.
+    pub fn routed(&self, instance: &Instance) -> Option<bool> {
+        let port = instance.port?;
+        self.confirmed.as_ref().map(|(routes, standing)| match standing {
+            Standing::Live => routes.contains(&instance.host, port),
+            // Nobody is served at all.
+            Standing::Down => false,
+        })
+    }
+
+    /// Whether it is time to publish: something new, or time for another look.
+    pub fn due(&self, wanted: &Routes, period: Duration) -> bool {
+        let Some((tried, at)) = &self.tried else { return true };
+        let down = matches!(self.confirmed, Some((_, Standing::Down)));
+        tried != wanted || at.elapsed() >= period || (down && at.elapsed() >= DOWN_RETRY)
+    }
+
+    pub fn trying(&mut self, routes: &Routes) {
+        self.tried = Some((routes.clone(), Instant::now()));
+    }
+
+    /// Something outside has changed: the next pass publishes, whatever was tried before.
+    pub fn look_again(&mut self) {
+        self.tried = None;
+    }
+
+    /// Takes the outcome down; returns what is wrong with HAProxy, if anything.
+    pub fn tried(&mut self, routes: Routes, outcome: &Result<Publication, HaproxyError>) -> Option<String> {
+        match outcome {
+            Ok(publication) => {
+                self.confirmed = Some((routes, publication.standing.clone()));
+                matches!(publication.standing, Standing::Down)
+                    .then(|| "does not run; its files are in place for when it does".to_owned())
+            }
+            // The last good configuration serves on: what was confirmed stays confirmed.
+            Err(error) => Some(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The loop around the passes: waits for nudges, becomes the one actor, or stands by.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::health::Health;
+use super::pass::{Actor, look_at_image};
+use super::{Nudges, World};
+use crate::containers::Containers;
+use crate::haproxy::Proxy;
+use crate::manifest::{Leader, ManifestError, Nudge, watch};
+
+/// How soon something that is away is looked for again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between two passes at least, so that a flood of nudges becomes one look.
+const BREATH: Duration = Duration::from_millis(10);
+
+/// The reconciler of one server.
+pub struct Worker<C, P> {
+    world: Arc<World<C, P>>,
+    database_url: String,
+    health: Health,
+    nudges: Nudges,
+}
+
+impl<C: Containers, P: Proxy> Worker<C, P> {
+    /// Prepares the reconciler; [`Worker::run`] starts it.
+    #[must_use]
+    pub fn new(world: Arc<World<C, P>>, database_url: String, health: Health, nudges: Nudges) -> Self {
+        Self { world, database_url, health, nudges }
+    }
+
+    /// Runs until it is dropped; whatever is under way then is left as a crash would leave it.
+    pub async fn run(self) -> Infallible {
+        tokio::join!(self.hear(), self.act_or_stand_by()).0
+    }
+
+    /// Hears of changes, whichever process makes them.
+    async fn hear(&self) -> Infallible {
+        loop {
+            let on_nudge = |nudge| match nudge {
+                Nudge::Intent(id) => {
+                    self.nudges.changed(id);
+                    self.nudges.nudge();
+                }
+                Nudge::Progress(id) => self.nudges.changed(id),
+            };
+            // What changed before it was listened for is found by a look.
+            let Err(error) = watch(&self.database_url, || self.nudges.nudge(), on_nudge).await;
+            log::debug!("not hearing of changes: {error}");
+            sleep(RETRY).await;
+        }
+    }
+
+    async fn act_or_stand_by(&self) -> Infallible {
+        loop {
+            match Leader::try_acquire(&self.database_url).await {
+                Ok(Some(leader)) => {
+                    self.health.leader(true);
+                    log::info!("this server acts");
+                    let lost = self.act(leader).await;
+                    self.health.leader(false);
+                    self.health.postgres(Some(lost.to_string()));
+                }
+                Ok(None) => {
+                    self.stand_by().await;
+                    sleep(RETRY).await;
+                }
+                Err(error) => {
+                    self.health.postgres(Some(error.to_string()));
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Acts until the lock may be lost. What is under way is dropped with the actor.
+    async fn act(&self, leader: Leader) -> ManifestError {
+        let mut actor = Actor::new(Arc::clone(&self.world), self.health.clone(), self.nudges.clone());
+        tokio::select! {
+            lost = leader.hold() => lost,
+            never = self.passes(&mut actor) => match never {},
+        }
+    }
+
+    async fn passes(&self, actor: &mut Actor<C, P>) -> Infallible {
+        loop {
+            let wake = actor.pass().await;
+            let mut rest = self.world.settings.period;
+            if !self.health.report().ok() {
+                rest = rest.min(RETRY);
+            }
+            if let Some(wake) = wake {
+                rest = rest.min((wake - Utc::now()).to_std().unwrap_or_default());
+            }
+            let next = Instant::now() + rest.max(BREATH);
+            sleep(BREATH).await;
+            loop {
+                tokio::select! {
+                    () = self.nudges.nudged() => break,
+                    () = sleep_until(next) => break,
+                    () = actor.finished() => {}
+                }
+            }
+        }
+    }
+
+    /// Another server acts: this one only looks, so that /readyz tells the truth.
+    async fn stand_by(&self) {
+        match self.world.manifest.ping().await {
+            Ok(()) => self.health.postgres(None),
+            Err(error) => self.health.postgres(Some(error.to_string())),
+        }
+        match self.world.containers.list().await {
+            Ok(_) => self.health.docker(None),
+            Err(error) => self.health.docker(Some(error.to_string())),
+        }
+        look_at_image(&self.world.containers, &self.health).await;
+        match self.world.proxy.health().await {
+            Ok(()) => self.health.haproxy(None),
+            Err(error) => self.health.haproxy(Some(error.to_string())),
+        }
+    }
+}
+
+/// Runs passes until nothing is left to do, or the time is over; for `haas reconcile --once`.
+/// Says whether everything is settled.
+///
+/// # Errors
+/// [`ManifestError::Stale`] when another server is the one actor; others when Postgres can't be asked.
+pub async fn settle<C: Containers, P: Proxy>(
+    world: Arc<World<C, P>>,
+    database_url: &str,
+    health: Health,
+    limit: Duration,
+) -> Result<bool, ManifestError> {
+    let leader = Leader::try_acquire(database_url).await?.ok_or(ManifestError::Stale)?;
+    let nudges = Nudges::default();
+    let mut actor = Actor::new(world, health, nudges.clone());
+    let deadline = Instant::now() + limit;
+    let work = async {
+        loop {
+            actor.pass().await;
+            if actor.idle() {
+                // Twice idle in a row: the last task may have made room for more.
+                actor.pass().await;
+                if actor.idle() {
+                    return true;
+                }
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            actor.finished().await;
+        }
+    };
+    tokio::select! {
+        lost = leader.hold() => Err(lost),
+        settled = work => Ok(settled),
+    }
+}

@@ -1,0 +1,116 @@
+//! Puts the rooms together and runs them: the API, the reconciler, and what nudges it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::config::Config;
+use crate::containers::{Docker, DockerSettings, InstanceKey, KeyError};
+use crate::failpoint::Faults;
+use crate::haproxy::{self, Haproxy};
+use crate::http::{self, Api, Listener, Secrets, SecretsError};
+use crate::manifest::{Manifest, ManifestError};
+use crate::reconcile::{self, Health, Nudges, Worker, World};
+use crate::watch;
+
+/// Why a server can't start, or had to stop.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// The manifest can't be used.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The secrets can't be used.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    /// The instance key can't be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The API's socket can't be used.
+    #[error("{listen}: {error}")]
+    Listen {
+        /// Where it should have listened.
+        listen: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+/// The key that derives the tenants' admin passwords.
+#[must_use]
+pub fn instance_key_path(secrets_dir: &Path) -> PathBuf {
+    secrets_dir.join("instance.key")
+}
+
+/// The rooms that act on the world, for the server and for commands.
+///
+/// # Errors
+/// [`ServerError`] when the manifest or the instance key can't be used.
+pub async fn world(config: &Config, faults: Faults) -> Result<Arc<World<Docker, Haproxy>>, ServerError> {
+    let manifest = Manifest::new(config);
+    let installation = manifest.installation().await?;
+    let key = InstanceKey::read(&instance_key_path(&config.secrets.dir))?;
+    let docker = Docker::new(DockerSettings { installation, tenant: config.tenant.clone(), key });
+    let proxy = Haproxy::new(haproxy::Settings::from_config(config)).with_faults(faults.clone());
+    Ok(World::new(manifest, docker, proxy, reconcile::Settings::from_config(config), faults))
+}
+
+/// Runs a server until `stop` is done. The database has been migrated before.
+///
+/// # Errors
+/// [`ServerError`] when it can't start.
+pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+    let faults = Faults::from_environment();
+    let secrets = Secrets::read(&config.secrets.dir)?;
+    let world = world(config, faults.clone()).await?;
+    let (health, nudges) = (Health::default(), Nudges::default());
+    let listener = Listener::bind(&config.http.listen)
+        .map_err(|error| ServerError::Listen { listen: config.http.listen.to_string(), error })?;
+    let api = Api {
+        manifest: Manifest::new(config),
+        nudges: nudges.clone(),
+        health: health.clone(),
+        secrets: secrets.clone(),
+        faults,
+        settings: http::Settings::from_config(config),
+    };
+    let server = http::serve(api, listener)
+        .map_err(|error| ServerError::Listen { listen: config.http.listen.to_string(), error })?;
+    let handle = server.handle();
+    let serving = tokio::spawn(server);
+
+    let database_url = config.manifest.database_url.clone();
+    let mut background = tokio::task::JoinSet::new();
+    let worker = Worker::new(Arc::clone(&world), database_url, health, nudges.clone());
+    background.spawn(async move { match worker.run().await {} });
+    let events = watch::container_events(world, nudges.clone());
+    background.spawn(async move { match events.await {} });
+    background.spawn(watch_secrets(config.secrets.dir.clone(), secrets));
+    if !config.haproxy.template.as_os_str().is_empty() {
+        background.spawn(watch_template(config.haproxy.template.clone(), nudges));
+    }
+    log::info!("the control API listens on {}", config.http.listen);
+
+    stop.await;
+    handle.stop(true).await;
+    background.shutdown().await;
+    if let Ok(Err(error)) = serving.await {
+        log::error!("the API ended badly: {error}");
+    }
+    Ok(())
+}
+
+async fn watch_secrets(dir: PathBuf, secrets: Secrets) {
+    let reload = || match secrets.reload() {
+        Ok(()) => log::info!("the secrets were read again"),
+        Err(error) => log::error!("the secrets stay as they were: {error}"),
+    };
+    let Err(error) = watch::folder(&dir, None, reload).await;
+    log::error!("{} is not watched: a rotated secret needs a restart: {error}", dir.display());
+}
+
+async fn watch_template(template: PathBuf, nudges: Nudges) {
+    let dir = template.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Err(error) = watch::folder(dir, Some(&template), || nudges.nudge_haproxy()).await;
+    log::error!("{} is not watched: {error}", template.display());
+}
