@@ -4,6 +4,8 @@
 //! the fake world has the same rules without the machine.
 
 mod docker;
+#[cfg(feature = "failpoints")]
+pub mod fake;
 mod password;
 mod spec;
 

@@ -7,8 +7,8 @@
 //! it came to be.
 //!
 //! Nothing here trusts a pid that it read from a file. A process is ours when the kernel says so:
-//! Postgres by its program and its working folder (the cluster's), HAProxy by its program and the
-//! master socket in its arguments. What is signalled was verified right before, and a zombie
+//! Postgres by its program and its working folder (the cluster's), HAProxy by the master
+//! socket in its arguments. What is signalled was verified right before, and a zombie
 //! counts as dead, because in a bare container nobody may ever reap it.
 //!
 //! Whoever calls `ensure`, `stop` or [`supervise`] holds the [`DirLock`], or knows that nobody

@@ -63,10 +63,10 @@ pub(super) async fn make(layout: &Layout, binaries: &Binaries) -> Result<(), Emb
 
 fn remove_leftovers(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("data.new.") {
-            if let Err(error) = fs::remove_dir_all(entry.path()) {
-                log::warn!("can't remove {}: {error}", entry.path().display());
-            }
+        if entry.file_name().to_string_lossy().starts_with("data.new.")
+            && let Err(error) = fs::remove_dir_all(entry.path())
+        {
+            log::warn!("can't remove {}: {error}", entry.path().display());
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn make(connection: &mut AsyncPgConnection) -> Result<(), Embed
         }
         diesel::QueryResult::Ok(())
     };
-    match timeout(Duration::from_secs(60), work).await {
+    match timeout(Duration::from_mins(1), work).await {
         Ok(result) => result.map_err(|error| EmbeddedError::Database(error.to_string())),
         Err(_) => Err(EmbeddedError::Database("no answer".to_owned())),
     }

@@ -66,7 +66,8 @@ pub(super) fn trim(path: &Path, max: u64) -> io::Result<bool> {
         return Ok(false);
     }
     let mut from = File::options().read(true).write(true).open(path)?;
-    let mut to = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(beside(path, ".1"))?;
+    let mut to =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(beside(path, ".1"))?;
     let copied = io::copy(&mut from, &mut to);
     // Also when the copy failed: the bound holds on a full disk above all.
     from.set_len(0)?;

@@ -19,7 +19,7 @@ use super::{Started, files};
 
 const WHAT: &str = "HAProxy";
 /// A configuration with ten thousand sections takes seconds to load on a busy machine.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_PATIENCE: Duration = Duration::from_mins(1);
 /// How long a master may live without an answer on its socket.
 const DEAF_PATIENCE: Duration = Duration::from_secs(10);
 

@@ -20,7 +20,7 @@ use super::{Started, cluster, database, files};
 
 const WHAT: &str = "Postgres";
 /// Crash recovery may take a while; a start without it takes less than a second.
-const START_PATIENCE: Duration = Duration::from_secs(120);
+const START_PATIENCE: Duration = Duration::from_mins(2);
 /// How long a process may live without a socket that anybody listens on.
 const DEAF_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a start is repeated that fails over what an earlier one left.
@@ -43,7 +43,10 @@ impl Postgres {
                 database::make(&mut connection).await?;
                 return Ok(Started::Adopted);
             }
-            log::warn!("{WHAT} (pid {}) lives, but nothing listens on its socket: it is replaced", postmaster.pid());
+            log::warn!(
+                "{WHAT} (pid {}) lives, but nothing listens on its socket: it is replaced",
+                postmaster.pid()
+            );
             end(&[postmaster]).await?;
         }
         let binaries = Binaries::find(&layout.postgres_data()).await?;
@@ -173,7 +176,12 @@ async fn start(layout: &Layout, binaries: &Binaries) -> Result<(), EmbeddedError
     let log_file = layout.postgres_log();
     let mark = files::length(&log_file);
     let (program, mut arguments) = binaries.command("postgres")?;
-    arguments.extend([OsString::from("-D"), data.clone().into(), "-k".into(), layout.postgres_socket_dir().into()]);
+    arguments.extend([
+        OsString::from("-D"),
+        data.clone().into(),
+        "-k".into(),
+        layout.postgres_socket_dir().into(),
+    ]);
     // The socket alone, so that two clusters don't meet on a port; the log is ours to trim.
     for setting in ["listen_addresses=", "unix_socket_permissions=0700", "port=5432", "logging_collector=off"] {
         arguments.extend([OsString::from("-c"), setting.into()]);
@@ -185,11 +193,11 @@ async fn start(layout: &Layout, binaries: &Binaries) -> Result<(), EmbeddedError
         if let Some(status) = child.try_wait().map_err(EmbeddedError::spawn(&program))? {
             return Err(why_ended(files::tail(&log_file, mark), status.to_string()));
         }
-        if is_child(layout, &child) {
-            if let Ok(mut connection) = database::connect(layout).await {
-                process::reap_later(child);
-                return database::make(&mut connection).await;
-            }
+        if is_child(layout, &child)
+            && let Ok(mut connection) = database::connect(layout).await
+        {
+            process::reap_later(child);
+            return database::make(&mut connection).await;
         }
         if begin.elapsed() >= START_PATIENCE {
             process::reap_later(child);

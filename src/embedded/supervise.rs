@@ -74,7 +74,12 @@ impl Part {
     }
 }
 
-async fn watch(part: Part, layout: &Layout, haproxy_binary: &Path, restarted: mpsc::UnboundedSender<&'static str>) {
+async fn watch(
+    part: Part,
+    layout: &Layout,
+    haproxy_binary: &Path,
+    restarted: mpsc::UnboundedSender<&'static str>,
+) {
     let mut rest = Rest::default();
     let mut process = part.process(layout).await;
     loop {
@@ -82,7 +87,7 @@ async fn watch(part: Part, layout: &Layout, haproxy_binary: &Path, restarted: mp
         log::warn!("{} {why}: it is started again", part.name());
         let mut last_error = String::new();
         loop {
-            sleep(rest.next()).await;
+            sleep(rest.next(Instant::now())).await;
             match part.ensure(layout, haproxy_binary).await {
                 Ok(started) => {
                     process = part.process(layout).await;
@@ -125,7 +130,7 @@ async fn until_needy(part: Part, layout: &Layout, process: &mut Option<Process>,
         if silences >= SILENCES {
             return "gives no answer".to_owned();
         }
-        rest.lived();
+        rest.lived(Instant::now());
         sleep(PERIOD).await;
     }
 }
@@ -133,20 +138,20 @@ async fn until_needy(part: Part, layout: &Layout, process: &mut Option<Process>,
 /// How long to wait before a start: not at all after a long life, longer each time otherwise.
 #[derive(Default)]
 struct Rest {
-    last_start: Option<Instant>,
+    started: Option<Instant>,
     length: Duration,
 }
 
 impl Rest {
-    fn next(&mut self) -> Duration {
+    fn next(&mut self, now: Instant) -> Duration {
         let length = self.length;
         self.length = (length * 2).clamp(FIRST_REST, LONGEST_REST);
-        self.last_start = Some(Instant::now() + length);
+        self.started = Some(now + length);
         length
     }
 
-    fn lived(&mut self) {
-        if self.last_start.is_some_and(|start| start.elapsed() >= STABLE_AFTER) {
+    fn lived(&mut self, now: Instant) {
+        if self.started.is_some_and(|started| now >= started + STABLE_AFTER) {
             *self = Self::default();
         }
     }
@@ -170,15 +175,18 @@ async fn trim_logs(layout: &Layout) {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn what_keeps_dying_is_started_less_and_less_often() {
+    #[test]
+    fn what_keeps_dying_is_started_less_and_less_often() {
         let mut rest = Rest::default();
-        let seconds: Vec<u64> = (0..8).map(|_| rest.next().as_secs()).collect();
-        assert_eq!(seconds, [0, 1, 2, 4, 8, 16, 30, 30]);
-        rest.lived();
-        assert_eq!(rest.next().as_secs(), 30);
-        tokio::time::advance(Duration::from_secs(30) + STABLE_AFTER).await;
-        rest.lived();
-        assert_eq!(rest.next().as_secs(), 0);
+        let mut now = Instant::now();
+        for seconds in [0, 1, 2, 4, 8, 16, 30, 30] {
+            let length = rest.next(now);
+            assert_eq!(length.as_secs(), seconds);
+            now += length;
+            rest.lived(now);
+        }
+        now += STABLE_AFTER;
+        rest.lived(now);
+        assert_eq!(rest.next(now).as_secs(), 0);
     }
 }

@@ -1,0 +1,83 @@
+//! A Postgres cluster of a test's own, and configurations that use it.
+
+use std::collections::BTreeMap;
+
+use haas::config::Config;
+use haas::embedded::{Layout, Postgres};
+use haas::manifest::{Manifest, migrate};
+use tempfile::TempDir;
+use toml::Value;
+
+use super::Ports;
+
+pub struct Cluster {
+    pub dir: TempDir,
+    pub layout: Layout,
+    pub config: Config,
+}
+
+impl Cluster {
+    /// Starts a cluster, migrates it, and makes a configuration for it.
+    pub async fn start(ports: Ports, settings: &[(&str, &str)]) -> Self {
+        let cluster = Self::start_empty(ports, settings).await;
+        migrate(&cluster.config.manifest.database_url).await.unwrap();
+        cluster
+    }
+
+    pub async fn start_empty(ports: Ports, settings: &[(&str, &str)]) -> Self {
+        let dir = tempfile::Builder::new().prefix("haas").tempdir().unwrap();
+        let layout = Layout::new(&dir.path().join("var")).unwrap();
+        layout.create().unwrap();
+        let mut overrides = BTreeMap::from([
+            ("manifest.database_url".to_owned(), Value::String(layout.database_url())),
+            ("tenant.ports".to_owned(), Value::String(format!("{}-{}", ports.first, ports.last))),
+            ("haproxy.http_bind".to_owned(), Value::String(format!("127.0.0.1:{}", ports.http))),
+            ("haproxy.dir".to_owned(), Value::String(layout.haproxy_dir().display().to_string())),
+            ("haproxy.master_socket".to_owned(), Value::String(layout.master_socket().display().to_string())),
+            ("haproxy.stats_socket".to_owned(), Value::String(layout.stats_socket().display().to_string())),
+            ("http.listen".to_owned(), Value::String(format!("unix:{}", layout.control_socket().display()))),
+            ("secrets.dir".to_owned(), Value::String(layout.secrets_dir().display().to_string())),
+        ]);
+        for (name, value) in settings {
+            overrides.insert((*name).to_owned(), Value::String((*value).to_owned()));
+        }
+        let config = Config::load(None, [], overrides).unwrap();
+        let cluster = Self { dir, layout, config };
+        Postgres::ensure(&cluster.layout).await.unwrap();
+        cluster
+    }
+
+    pub fn manifest(&self) -> Manifest {
+        Manifest::new(&self.config)
+    }
+
+    /// Runs one statement, as an administrator with psql would.
+    pub async fn sql(&self, statement: &str) -> Result<String, String> {
+        sql(&self.layout, statement).await
+    }
+}
+
+pub async fn sql(layout: &Layout, statement: &str) -> Result<String, String> {
+    let output = tokio::process::Command::new("psql")
+        .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement, &layout.database_url()])
+        .output()
+        .await
+        .unwrap();
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let layout = self.layout.clone();
+        // Dropped inside a runtime, which can't be blocked on: a thread with one of its own.
+        let stopping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(Postgres::stop(&layout)).ok();
+        });
+        stopping.join().ok();
+    }
+}

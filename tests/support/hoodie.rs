@@ -1,0 +1,59 @@
+//! A Hoodie's own client, as far as the tests need it: accounts, through HAProxy.
+
+use reqwest::{Client, Response, StatusCode};
+use serde_json::{Value, json};
+
+#[derive(Clone)]
+pub struct Hoodie {
+    pub client: Client,
+    pub host: String,
+    pub port: u16,
+}
+
+pub fn client() -> Client {
+    Client::builder().no_proxy().timeout(std::time::Duration::from_secs(60)).build().unwrap()
+}
+
+impl Hoodie {
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Result<Response> {
+        self.client.get(self.url(path)).header("host", &self.host).send().await
+    }
+
+    pub async fn answers(&self) -> bool {
+        self.get("/hoodie/").await.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    }
+
+    async fn put(&self, path: &str, body: Value) -> StatusCode {
+        let request = self.client.put(self.url(path)).header("host", &self.host);
+        let answer = request
+            .header("content-type", "application/vnd.api+json")
+            .body(body.to_string())
+            .send()
+            .await
+            .unwrap();
+        answer.status()
+    }
+
+    /// Makes an account.
+    pub async fn sign_up(&self, name: &str) {
+        let body = json!({ "data": { "type": "account", "id": format!("id-{name}"),
+            "attributes": { "username": name, "password": format!("password of {name}") } } });
+        let status = self.put("/hoodie/account/api/session/account", body).await;
+        assert_eq!(status, StatusCode::CREATED, "signing {name} up at {}", self.host);
+    }
+
+    /// Whether the account is there.
+    pub async fn knows(&self, name: &str) -> bool {
+        self.sign_in(name, &format!("password of {name}")).await == StatusCode::CREATED
+    }
+
+    pub async fn sign_in(&self, name: &str, password: &str) -> StatusCode {
+        let body = json!({ "data": { "type": "session",
+            "attributes": { "username": name, "password": password } } });
+        self.put("/hoodie/account/api/session", body).await
+    }
+}

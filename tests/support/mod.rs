@@ -1,0 +1,56 @@
+//! What the tests share. Each test has a folder, a database, ports and containers of its own,
+//! and takes them away again when it ends, however it ends.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+pub mod cluster;
+pub mod hoodie;
+pub mod installation;
+
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+/// Ports of one test: tenants' ports first, then some for other uses.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    pub first: u16,
+    pub last: u16,
+    pub http: u16,
+    pub spare: u16,
+}
+
+/// A block of ports that no other test of this process has, and that nobody listens on.
+pub fn ports() -> Ports {
+    const BLOCK: u16 = 40;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test processes that run at the same time begin at different places.
+    let offset = (std::process::id() % 64) as u16 * 150;
+    loop {
+        let block = NEXT.fetch_add(1, Ordering::SeqCst);
+        let first = 18_000 + (offset + block * BLOCK) % 14_000;
+        let free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if (first..first + BLOCK).all(free) {
+            return Ports { first, last: first + BLOCK - 5, http: first + BLOCK - 2, spare: first + BLOCK - 1 };
+        }
+    }
+}
+
+/// A word that no other test uses in a name.
+pub fn unique() -> String {
+    format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..8])
+}
+
+/// Looks until `probe` has something, or fails the test after `limit`.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> F,
+) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

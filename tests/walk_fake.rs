@@ -1,0 +1,204 @@
+//! The reconciler is ended hundreds of times, at boundaries that a seeded walk chooses, on a
+//! real Postgres and the fake world. Whatever happened, the world comes to agree with the manifest.
+#![cfg(feature = "failpoints")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use haas::containers::fake::{FakeContainer, FakeWorld};
+use haas::failpoint::{Boundary, Faults};
+use haas::instance::name::{AppName, Email, Username};
+use haas::instance::plan::Status;
+use haas::instance::{Desired, Instance, Phase};
+use haas::manifest::{Manifest, NewInstance};
+use haas::reconcile::{Health, Nudges, Settings, Worker, World};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use support::cluster::Cluster;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+const USERS: [&str; 4] = ["alice", "bob", "a-b", "a"];
+const APPS: [&str; 3] = ["notes", "b-c", "c"];
+
+fn settings(cluster: &Cluster) -> Settings {
+    Settings {
+        backoff_base: Duration::from_millis(20),
+        backoff_max: Duration::from_millis(100),
+        orphan_grace: Duration::from_millis(200),
+        ready_timeout: Duration::from_millis(300),
+        drain_timeout: Duration::from_millis(100),
+        period: Duration::from_millis(200),
+        ..Settings::from_config(&cluster.config)
+    }
+}
+
+/// A reconciler that freezes at the `nth` boundary that it passes; `frozen` tells.
+fn start(cluster: &Cluster, fake: &FakeWorld, nth: u64, frozen: Arc<Notify>) -> JoinHandle<()> {
+    let passed = Arc::new(AtomicU64::new(0));
+    let faults = Faults::freezing(move |_: Boundary| {
+        let stop = passed.fetch_add(1, Ordering::SeqCst) + 1 == nth;
+        if stop {
+            frozen.notify_one();
+        }
+        stop
+    });
+    let fake = fake.with_faults(faults.clone());
+    let world = World::new(cluster.manifest(), fake.clone(), fake, settings(cluster), faults);
+    let url = cluster.config.manifest.database_url.clone();
+    let worker = Worker::new(world, url, Health::default(), Nudges::default());
+    tokio::spawn(async move { match worker.run().await {} })
+}
+
+async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, ports: support::Ports) {
+    let username = Username::parse(USERS[random.random_range(0..USERS.len())]).unwrap();
+    let appname = AppName::parse(APPS[random.random_range(0..APPS.len())]).unwrap();
+    match random.random_range(0..12) {
+        0..5 => {
+            let email = Email::parse(&format!("m{}@example.com", random.random_range(0..3))).unwrap();
+            // A name that is taken, or no free port: refused, and nothing changed.
+            manifest.provision(&NewInstance { username, appname, email }).await.ok();
+        }
+        5..7 => {
+            manifest.deprovision(&username, &appname).await.unwrap();
+        }
+        7 => {
+            let name = format!("{username}-{appname}");
+            let mut state = fake.state();
+            if state.containers.get(&name).is_some_and(|c| c.instance.is_some()) {
+                state.containers.remove(&name);
+            }
+        }
+        8 => {
+            let status = [Status::Stopped, Status::Paused, Status::Restarting, Status::Dead][random.random_range(0..4)];
+            if let Some(container) = fake.state().containers.get_mut(&format!("{username}-{appname}")) {
+                container.status = status;
+            }
+        }
+        9 => {
+            let name = format!("{username}-{appname}");
+            let mut state = fake.state();
+            match state.containers.get(&name).map(|c| c.instance.is_some()) {
+                None => {
+                    let foreign = FakeContainer { id: 0, instance: None, generation: 0, port: None, status: Status::Running };
+                    state.containers.insert(name, foreign);
+                }
+                Some(false) => {
+                    state.containers.remove(&name);
+                }
+                Some(true) => {}
+            }
+        }
+        10 => {
+            let port = random.random_range(ports.first..ports.last);
+            let mut state = fake.state();
+            if !state.occupied.remove(&port) && state.occupied.len() < 5 {
+                state.occupied.insert(port);
+            }
+        }
+        _ => {
+            let mut state = fake.state();
+            state.proxy_down = random.random_bool(0.3);
+            state.rejecting = random.random_bool(0.2);
+            state.engine_down = random.random_bool(0.2);
+        }
+    }
+}
+
+fn calm(fake: &FakeWorld) {
+    let mut state = fake.state();
+    state.containers.retain(|_, container| container.instance.is_some());
+    (state.proxy_down, state.rejecting, state.engine_down) = (false, false, false);
+    state.mute.clear();
+    state.occupied.clear();
+    // Docker's restart policy brings back what crashed.
+    for container in state.containers.values_mut() {
+        if container.status == Status::Restarting {
+            container.status = Status::Running;
+        }
+    }
+}
+
+/// What is wrong with the world, by the manifest; nothing when they agree.
+fn disagreement(live: &[Instance], fake: &FakeWorld) -> Option<String> {
+    let state = fake.state();
+    let mut ports = BTreeSet::new();
+    for row in live {
+        let name = row.container.as_str();
+        if (row.desired, row.phase) != (Desired::Running, Phase::Running) {
+            return Some(format!("{name} is {} on its way to {}: {:?}", row.phase, row.desired, row.last_error));
+        }
+        let Some(container) = state.containers.get(name) else { return Some(format!("{name} has no container")) };
+        let wanted = (Some(row.id), row.generation, Status::Running, row.port);
+        let found = (container.instance, container.generation, container.status, container.port);
+        if found != wanted {
+            return Some(format!("{name}: {found:?} instead of {wanted:?}"));
+        }
+        if !row.port.is_some_and(|port| ports.insert(port) && state.routes.contains(&row.host, port)) {
+            return Some(format!("{name} has no port and route of its own"));
+        }
+        if !state.volumes.contains_key(&row.volume()) {
+            return Some(format!("{name} has lost its data"));
+        }
+    }
+    if state.containers.len() != live.len() || state.routes.len() != live.len() {
+        let (containers, routes) = (state.containers.len(), state.routes.len());
+        return Some(format!("{containers} containers and {routes} routes for {} instances", live.len()));
+    }
+    None
+}
+
+async fn assert_agreement(cluster: &Cluster, fake: &FakeWorld, history: &str) {
+    let manifest = cluster.manifest();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (live, corrupt) = manifest.live().await.unwrap();
+        assert!(corrupt.is_empty(), "{history}: {corrupt:?}");
+        let Some(disagreement) = disagreement(&live, fake) else { return };
+        assert!(Instant::now() < deadline, "{history}: {disagreement}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ended_two_hundred_times_at_any_boundary() {
+    let ports = support::ports();
+    let cluster = Cluster::start(ports, &[]).await;
+    let fake = FakeWorld::default();
+    let manifest = cluster.manifest();
+    let seed = std::env::var("HAAS_WALK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_123);
+    let kills = std::env::var("HAAS_WALK_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(200);
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut killed = 0;
+    let mut round = 0;
+    while killed < kills {
+        round += 1;
+        let frozen = Arc::new(Notify::new());
+        let worker = start(&cluster, &fake, random.random_range(1..12), Arc::clone(&frozen));
+        for _ in 0..random.random_range(1..4) {
+            meddle(&mut random, &manifest, &fake, ports).await;
+        }
+        // Where the walk has left it nothing to do, there is no boundary to be ended at.
+        if tokio::time::timeout(Duration::from_millis(400), frozen.notified()).await.is_ok() {
+            killed += 1;
+        }
+        worker.abort();
+        worker.await.ok();
+        if round % 20 == 0 {
+            calm(&fake);
+            let worker = start(&cluster, &fake, u64::MAX, Arc::default());
+            assert_agreement(&cluster, &fake, &format!("seed {seed}, round {round}, {killed} kills")).await;
+            worker.abort();
+            worker.await.ok();
+        }
+    }
+    calm(&fake);
+    let worker = start(&cluster, &fake, u64::MAX, Arc::default());
+    assert_agreement(&cluster, &fake, &format!("seed {seed}, the end after {killed} kills")).await;
+    worker.abort();
+}
