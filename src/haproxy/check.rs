@@ -15,7 +15,7 @@ use super::files;
 use super::{Candidate, HaproxyError, Settings};
 
 /// 100,000 apps take four seconds.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// A file that is wrong in every line has as many messages.
 const MESSAGE_MAX: usize = 8 * 1024;
 

@@ -19,7 +19,9 @@ macro_rules! pages {
 }
 
 /// What HAProxy answers with by itself (HAProxy manual, section 4.2, `errorfile`): problem+json
-/// (RFC 9457) with CORS headers, since most callers are pages of another origin.
+/// (RFC 9457) with CORS headers, since most callers are pages of another origin. A request that
+/// never became one (a head that can't be parsed, or is not complete in time) is answered 400 or
+/// 408 by HAProxy's own page instead, seen on 2.6: no browser sends such a head.
 pub(super) const PAGES: &[(&str, &str)] = pages![
     "400.http", "403.http", "404.http", "408.http", "413.http", "429.http", "500.http", "502.http", "503.http",
     "503-control.http", "504.http",

@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn show_proc_is_read_in_the_forms_that_versions_give_it() {
         let now = Utc::now();
-        let ago = |seconds| now - TimeDelta::seconds(seconds + 1);
+        let ago = |seconds: i64| now - TimeDelta::seconds(seconds + 1);
         let answer = "#<PID>          <type>          <reloads>       <uptime>        <version>\n\
             1162            master          5 [failed: 2]   0d00h02m07s     2.6.12\n\
             # workers\n\

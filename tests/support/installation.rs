@@ -121,6 +121,20 @@ impl Installation {
         }
     }
 
+    /// Ends the server and nothing else, as `kill -9` does.
+    pub async fn stop_server_only(&mut self) {
+        self.kill();
+    }
+
+    /// Waits until the control API answers, whatever it says of the parts.
+    pub async fn reachable(&mut self) {
+        eventually("the control API answers", Duration::from_secs(60), || async {
+            let answer = self.control("/healthz").await.ok()?;
+            (answer.status() == 200).then_some(())
+        })
+        .await;
+    }
+
     /// SIGTERM, and what the process says at its end.
     pub async fn stop(&mut self) -> Option<i32> {
         let mut child = self.child.take()?;

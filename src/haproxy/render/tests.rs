@@ -1,0 +1,151 @@
+use std::process::Command;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::Config;
+use crate::haproxy::files;
+use crate::instance::name::{AppName, ContainerName, HostPattern, Hostname, Username};
+
+fn settings() -> Settings {
+    let mut settings = Settings::from_config(&Config::load(None, [], [].into()).unwrap());
+    settings.dir = "/var/haas/haproxy".into();
+    settings
+}
+
+fn route(user: &str, app: &str, pattern: HostPattern, port: u16, since: DateTime<Utc>) -> Option<Route> {
+    let (user, app) = (Username::parse(user).ok()?, AppName::parse(app).ok()?);
+    let host = pattern.host(&user, &app, &Hostname::parse("haas.localhost").ok()?).ok()?;
+    Some(Route { host, port, container: ContainerName::of(&user, &app), since })
+}
+
+fn two() -> Routes {
+    let since = "2026-01-02T03:04:05.678Z".parse().unwrap();
+    let of = |user, app, port| route(user, app, HostPattern::Nested, port, since).unwrap();
+    Routes::new([of("bob", "todo", 5522), of("alice", "notes", 5521)])
+}
+
+fn rendered(settings: &Settings, routes: &Routes) -> Candidate {
+    render(settings, routes, TEMPLATE).unwrap()
+}
+
+#[test]
+fn no_app() {
+    insta::assert_snapshot!(rendered(&settings(), &Routes::default()).cfg());
+}
+
+#[test]
+fn two_apps() {
+    let candidate = rendered(&settings(), &two());
+    insta::assert_snapshot!(candidate.cfg());
+    assert_eq!(
+        candidate.map(),
+        "notes.alice.haas.localhost 127.0.0.1:5521\ntodo.bob.haas.localhost 127.0.0.1:5522\n"
+    );
+}
+
+#[test]
+fn more_apps_than_sections_and_two_control_servers() {
+    let mut settings = settings();
+    settings.sections_max = 1;
+    settings.control = vec!["10.0.0.1:5500".to_owned(), "unix@/run/haas.sock".to_owned()];
+    (settings.user, settings.group) = ("haproxy".to_owned(), "haproxy".to_owned());
+    insta::assert_snapshot!(rendered(&settings, &two()).cfg());
+}
+
+#[test]
+fn the_generation_names_both_files() {
+    let candidate = rendered(&settings(), &two());
+    let own = |cfg: &str, map: &str| own_generation(cfg, map);
+    assert_eq!(own(candidate.cfg(), candidate.map()).as_deref(), Some(candidate.generation()));
+    assert_eq!(own(candidate.cfg(), "other.haas.localhost 127.0.0.1:1\n"), None);
+    assert_eq!(own(&format!("{}\n", candidate.cfg()), candidate.map()), None);
+    assert_eq!(own("", ""), None);
+    let mut other = settings();
+    other.maxconn += 1;
+    assert_ne!(rendered(&other, &two()).generation(), candidate.generation());
+}
+
+#[test]
+fn two_heartbeats_of_a_minute_may_be_missed() {
+    let candidate = rendered(&settings(), &two());
+    for side in ["client", "server"] {
+        assert!(candidate.cfg().contains(&format!("timeout {side} 180s")));
+    }
+}
+
+/// With `-dW` a warning counts as an error (HAProxy management guide, section 3): a deprecated
+/// keyword is one.
+fn accepted(settings: &Settings, routes: &Routes) -> Result<(), String> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings.clone();
+    settings.dir = folder.path().to_owned();
+    let candidate = rendered(&settings, routes);
+    std::fs::create_dir(folder.path().join("errors")).unwrap();
+    for (name, page) in PAGES {
+        std::fs::write(folder.path().join("errors").join(name), page).unwrap();
+    }
+    std::fs::write(folder.path().join(MAP), candidate.map()).unwrap();
+    std::fs::write(folder.path().join(files::CFG), candidate.cfg()).unwrap();
+    let output =
+        Command::new("haproxy").args(["-dW", "-c", "-f"]).arg(folder.path().join(files::CFG)).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() && !said.contains("WARNING") { Ok(()) } else { Err(said) }
+}
+
+#[test]
+fn haproxy_has_nothing_to_warn_about() {
+    let mut settings = settings();
+    for control in [vec!["127.0.0.1:5500"], vec!["unix@/tmp/haas.sock", "127.0.0.1:5501"]] {
+        settings.control = control.into_iter().map(str::to_owned).collect();
+        for sections_max in [0, 2000] {
+            settings.sections_max = sections_max;
+            accepted(&settings, &two()).unwrap();
+        }
+    }
+    settings.hard_stop_after = Duration::from_millis(1);
+    accepted(&settings, &Routes::default()).unwrap();
+}
+
+const LABEL: &str = "[a-z0-9]([a-z0-9]|-[a-z0-9]){0,30}";
+
+prop_compose! {
+    fn legal_routes()(
+        pattern in prop_oneof![Just(HostPattern::Nested), Just(HostPattern::Flat)],
+        of in prop::collection::vec((LABEL, LABEL, 1..=u16::MAX, 0..4_000_000_000_i64), 0..20),
+    ) -> Routes {
+        Routes::new(of.into_iter().filter_map(|(user, app, port, since)| {
+            route(&user, &app, pattern, port, DateTime::from_timestamp(since, 0)?)
+        }))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn haproxy_accepts_every_legal_set(routes in legal_routes()) {
+        prop_assert_eq!(accepted(&settings(), &routes), Ok(()));
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_field_adds_a_line(routes in legal_routes()) {
+        let settings = settings();
+        let empty = rendered(&settings, &Routes::default()).cfg().lines().count();
+        let candidate = rendered(&settings, &routes);
+        prop_assert_eq!(candidate.map().lines().count(), routes.len());
+        prop_assert_eq!(candidate.cfg().lines().count(), empty + 4 * routes.len());
+    }
+
+    #[test]
+    fn the_order_that_routes_come_in_does_not_matter(routes in legal_routes()) {
+        let backwards = Routes::new(routes.iter().rev().cloned());
+        prop_assert_eq!(rendered(&settings(), &routes), rendered(&settings(), &backwards));
+        for route in &routes {
+            prop_assert!(routes.contains(&route.host, route.port));
+        }
+    }
+}

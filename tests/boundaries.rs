@@ -1,0 +1,166 @@
+//! `kill -9` of the real server, between any two effects that outlive it: after the restart
+//! there is one container, one row, one port, a working route, no orphan, and the data.
+#![cfg(feature = "failpoints")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use haas::failpoint::Boundary;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+use support::eventually;
+use support::installation::Installation;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Those on the way in; the others are on the way out.
+fn on_the_way_in(boundary: Boundary) -> bool {
+    !matches!(boundary, Boundary::Drained | Boundary::ContainerRemoved)
+}
+
+async fn intend(haas: &Installation, path: &str, user: &str, app: &str) {
+    let mut body = haas.request(user, app);
+    if path == "/deprovision" {
+        body.as_object_mut().unwrap().remove("emailaddress");
+    }
+    // The server dies while it answers, or HAProxy says that it is gone.
+    haas.post(path, &body).await.ok();
+}
+
+/// One container, one row, one port and a working route for each of these, and nothing else.
+async fn assert_whole(haas: &Installation, apps: &[(&str, &str)]) {
+    for (user, app) in apps {
+        haas.running_again(user, app, LIMIT).await;
+    }
+    let mut expected: Vec<String> = apps.iter().map(|(user, app)| haas.container(user, app)).collect();
+    expected.sort();
+    eventually("no container too many", LIMIT, || async { (haas.containers().await == expected).then_some(()) }).await;
+    let count = apps.len();
+    let rows = "SELECT count(*), count(DISTINCT port), count(DISTINCT host) FROM instances WHERE phase <> 'deleted'";
+    assert_eq!(haas.sql(rows).await, format!("{count}|{count}|{count}"));
+    let map = std::fs::read_to_string(haas.layout.haproxy_dir().join("routes.map")).unwrap();
+    let routes: Vec<&str> = map.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+    assert_eq!(routes.len(), count, "{map}");
+    assert_eq!(haas.haas(&["config", "--diff"]).await.0, 0);
+    let (code, doctor, _) = haas.haas(&["doctor"]).await;
+    assert_eq!(code, 0, "{doctor}");
+}
+
+async fn killed_at(boundary: Boundary) {
+    let mut haas = Installation::up_with("[reconcile]\norphan_grace = \"1s\"\nperiod = \"1s\"").await;
+    let kept = haas.provision("kept", "app").await;
+    kept.sign_up("carol").await;
+    if !on_the_way_in(boundary) {
+        haas.provision("alice", "notes").await.sign_up("dave").await;
+    }
+    // A server that kills itself there takes over.
+    haas.stop_server_only().await;
+    haas.set_environment("HAAS_FAILPOINT", &format!("{boundary:?}"));
+    haas.spawn();
+    haas.reachable().await;
+    let path = if on_the_way_in(boundary) { "/provision" } else { "/deprovision" };
+    intend(&haas, path, "alice", "notes").await;
+    haas.ended().await;
+    assert!(haas.log().contains("ending this process"), "it died of the failpoint");
+    assert!(kept.knows("carol").await, "what ran before answers while nobody is in control");
+
+    haas.clear_environment();
+    haas.start().await;
+    if on_the_way_in(boundary) {
+        assert_whole(&haas, &[("kept", "app"), ("alice", "notes")]).await;
+        haas.hoodie("alice", "notes").sign_up("dave").await;
+    } else {
+        eventually("it is gone", LIMIT, || async {
+            (haas.instance("alice", "notes").await["state"] == "deleted").then_some(())
+        })
+        .await;
+        assert_whole(&haas, &[("kept", "app")]).await;
+        assert_eq!(haas.sql("SELECT count(*) FROM instances WHERE phase = 'deleted' AND port IS NULL").await, "1");
+        // Its data has outlived the accident.
+        haas.provision("alice", "notes").await;
+        assert!(haas.hoodie("alice", "notes").knows("dave").await);
+    }
+    assert!(kept.knows("carol").await);
+}
+
+macro_rules! one_test_for_each {
+    ($($test:ident: $boundary:ident),+ $(,)?) => {
+        $(#[tokio::test]
+        async fn $test() {
+            killed_at(Boundary::$boundary).await;
+        })+
+
+        #[test]
+        fn no_boundary_is_left_out() {
+            assert_eq!(Boundary::ALL, [$(Boundary::$boundary),+]);
+        }
+    };
+}
+
+one_test_for_each! {
+    after_the_intent_is_written: IntentWritten,
+    after_the_container_is_created: ContainerCreated,
+    after_the_container_is_started: ContainerStarted,
+    after_the_hoodie_has_answered: HoodieAnswered,
+    after_the_route_is_confirmed: RouteConfirmed,
+    after_the_last_request: Drained,
+    after_the_container_is_removed: ContainerRemoved,
+    after_a_step_in_the_manifest: ManifestAdvanced,
+    after_the_candidate_is_checked: CandidateChecked,
+    between_the_two_files: MapSwapped,
+    before_haproxy_is_told: ConfigSwapped,
+    after_haproxy_is_told: HaproxySignalled,
+    after_haproxy_has_confirmed: HaproxyConfirmed,
+}
+
+#[tokio::test]
+async fn twenty_kills_at_any_moment_of_a_seeded_walk() {
+    let mut haas = Installation::prepared("[reconcile]\norphan_grace = \"1s\"\nperiod = \"1s\"");
+    let seed = std::env::var("HAAS_WALK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_123);
+    let mut random = StdRng::seed_from_u64(seed);
+    let apps = [("alice", "notes"), ("alice", "todo"), ("bob", "notes")];
+    haas.start().await;
+    let kept = haas.provision("kept", "app").await;
+    kept.sign_up("carol").await;
+    haas.kill();
+    let mut wanted = [false; 3];
+    for kill in 0..20 {
+        haas.spawn();
+        haas.reachable().await;
+        for _ in 0..random.random_range(1..3) {
+            let at = random.random_range(0..apps.len());
+            let (user, app) = apps[at];
+            let path = if wanted[at] { "/deprovision" } else { "/provision" };
+            let url = format!("http://127.0.0.1:{}{path}", haas.ports.http);
+            let mut body = haas.request(user, app);
+            if wanted[at] {
+                body.as_object_mut().unwrap().remove("emailaddress");
+            }
+            let request = haas.client.post(url).header("host", "haas.localhost").header("prefer", "respond-async");
+            let answer = request.json(&body).send().await.unwrap();
+            assert!(answer.status().is_success(), "{}", answer.status());
+            wanted[at] = !wanted[at];
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..2500))).await;
+        haas.kill();
+        assert!(kept.knows("carol").await, "seed {seed}, kill {kill}");
+    }
+    haas.start().await;
+    let mut running = vec![("kept", "app")];
+    for (at, (user, app)) in apps.iter().enumerate() {
+        if wanted[at] {
+            running.push((user, app));
+        } else {
+            eventually(&format!("seed {seed}: {user}/{app} is gone"), LIMIT, || async {
+                let state: Value = haas.instance(user, app).await;
+                (state["state"] == "deleted" || state["status"] == 404).then_some(())
+            })
+            .await;
+        }
+    }
+    assert_whole(&haas, &running).await;
+    assert!(kept.knows("carol").await);
+}
