@@ -321,6 +321,16 @@ impl Config {
         }
     }
 
+    /// Ports that this installation's own parts listen on.
+    #[must_use]
+    pub fn own_ports(&self) -> Vec<u16> {
+        let listen = match self.http.listen {
+            Listen::Tcp(address) => Some(address.port()),
+            Listen::Unix(_) => None,
+        };
+        listen.into_iter().chain([self.public_port()]).collect()
+    }
+
     /// The port that end users' browsers connect to, for the endpoint's URL.
     #[must_use]
     pub fn public_port(&self) -> u16 {

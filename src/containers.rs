@@ -63,12 +63,9 @@ pub struct Owned {
     pub created: DateTime<Utc>,
 }
 
-/// What a created container came upon.
+/// Whether an instance's volume is from an earlier life of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Created {
-    /// Whether its volume is from an earlier life of the instance.
-    pub data_found: bool,
-}
+pub struct DataFound(pub bool);
 
 /// An engine that runs the tenants' containers. All of it may be repeated at any time.
 pub trait Containers: Send + Sync + 'static {
@@ -78,8 +75,11 @@ pub trait Containers: Send + Sync + 'static {
     /// Who holds the instance's container name.
     fn inspect(&self, instance: &Instance) -> impl Future<Output = Result<Seen, ContainersError>> + Send;
 
-    /// Makes the volume, if it isn't there, and the container; does not start it.
-    fn create(&self, instance: &Instance) -> impl Future<Output = Result<Created, ContainersError>> + Send;
+    /// Makes the volume, if it isn't there.
+    fn prepare_data(&self, instance: &Instance) -> impl Future<Output = Result<DataFound, ContainersError>> + Send;
+
+    /// Makes the container; does not start it.
+    fn create(&self, instance: &Instance) -> impl Future<Output = Result<(), ContainersError>> + Send;
 
     /// Starts, or unfreezes, the container.
     fn start(&self, instance: &Instance) -> impl Future<Output = Result<(), ContainersError>> + Send;

@@ -95,15 +95,28 @@ impl From<diesel::result::Error> for ManifestError {
     fn from(error: diesel::result::Error) -> Self {
         use diesel::result::{DatabaseErrorKind, Error};
         let lost = match &error {
-            Error::DatabaseError(DatabaseErrorKind::ClosedConnection, _) | Error::BrokenTransactionManager => true,
-            Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _) => true,
+            Error::DatabaseError(
+                DatabaseErrorKind::ClosedConnection
+                | DatabaseErrorKind::UnableToSendCommand
+                | DatabaseErrorKind::ReadOnlyTransaction,
+                _,
+            )
+            | Error::BrokenTransactionManager
+            | Error::RollbackErrorOnCommit { .. } => true,
             // tokio-postgres reports a connection that breaks, or a server that shuts down or
             // starts up, without a kind that diesel knows.
             Error::DatabaseError(DatabaseErrorKind::Unknown, info) => {
                 let message = info.message();
-                ["connection closed", "terminating connection", "starting up", "shutting down", "recovery mode", "communicating with the server"]
-                    .iter()
-                    .any(|text| message.contains(text))
+                let signs = [
+                    "connection closed",
+                    "terminating connection",
+                    "starting up",
+                    "shutting down",
+                    "recovery mode",
+                    "communicating with the server",
+                    "canceling statement",
+                ];
+                signs.iter().any(|text| message.contains(text))
             }
             _ => false,
         };
@@ -117,6 +130,8 @@ pub struct Manifest {
     pool: Pool<AsyncPgConnection>,
     timeout: Duration,
     ports: PortRange,
+    /// Ports of our own, which no tenant may get.
+    own_ports: Vec<i32>,
     port_retry_after: Duration,
     domain: Hostname,
     host_pattern: HostPattern,
@@ -128,12 +143,17 @@ impl Manifest {
     #[must_use]
     pub fn new(config: &Config) -> Self {
         let runtime = tokio::runtime::Handle::current();
+        let limit = config.manifest.timeout;
         let mut setup = ManagerConfig::default();
         setup.custom_setup = Box::new(move |url| {
             let (url, runtime) = (url.to_owned(), runtime.clone());
             async move {
-                let connecting = runtime.spawn(async move { AsyncPgConnection::establish(&url).await });
-                connecting.await.unwrap_or_else(|gone| Err(diesel::ConnectionError::BadConnection(gone.to_string())))
+                let connecting = runtime.spawn(async move { tokio::time::timeout(limit, establish(&url)).await });
+                match connecting.await {
+                    Ok(Ok(connected)) => connected,
+                    Ok(Err(late)) => Err(diesel::ConnectionError::BadConnection(late.to_string())),
+                    Err(gone) => Err(diesel::ConnectionError::BadConnection(gone.to_string())),
+                }
             }
             .boxed()
         });
@@ -147,6 +167,7 @@ impl Manifest {
             pool,
             timeout: config.manifest.timeout,
             ports: config.tenant.ports,
+            own_ports: config.own_ports().into_iter().map(i32::from).collect(),
             port_retry_after: config.reconcile.port_retry_after,
             domain: config.installation.domain.clone(),
             host_pattern: config.installation.host_pattern,
@@ -160,11 +181,12 @@ impl Manifest {
     ) -> Result<T, ManifestError> {
         let unavailable = |why: String| ManifestError::Unavailable(why);
         let within = async {
-            let mut conn = self.pool.get().await.map_err(|error| unavailable(error.to_string()))?;
-            let outcome = work(&mut conn).await;
-            if matches!(outcome, Err(ManifestError::Unavailable(_))) {
-                // Broken: the pool must not hand it out again.
-                drop(Object::take(conn));
+            let conn = self.pool.get().await.map_err(|error| unavailable(error.to_string()))?;
+            let mut lent = Lent(Some(conn));
+            let Some(conn) = lent.0.as_mut() else { return Err(unavailable("no connection".to_owned())) };
+            let outcome = work(conn).await;
+            if !matches!(outcome, Err(ManifestError::Unavailable(_))) {
+                drop(lent.0.take());
             }
             outcome
         };
@@ -196,6 +218,27 @@ impl Manifest {
         })
         .await
     }
+}
+
+/// A connection that goes back to the pool only when its work was done: one that broke, or
+/// whose caller went away in the middle, may have a transaction open and a lock in its hands.
+struct Lent(Option<Object<AsyncPgConnection>>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(conn) = self.0.take() {
+            drop(Object::take(conn));
+        }
+    }
+}
+
+/// Connects, and has the server itself end what nobody waits for any more.
+async fn establish(url: &str) -> diesel::ConnectionResult<AsyncPgConnection> {
+    use diesel_async::SimpleAsyncConnection;
+    let mut conn = AsyncPgConnection::establish(url).await?;
+    let limits = "SET statement_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s'";
+    conn.batch_execute(limits).await.map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
+    Ok(conn)
 }
 
 /// Names a pair would get: whether they are free is the database's to say.

@@ -38,6 +38,9 @@ pub use pass::{Planned, dry_run};
 pub use publish::routes;
 pub use worker::{Worker, settle};
 
+/// Instances that are worked on at the same time: each may hold a connection to Docker.
+const TURNS: usize = 64;
+
 /// Times and bounds of the reconciler.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -88,7 +91,10 @@ pub struct World<C, P> {
     pub settings: Settings,
     /// Where a test ends or freezes it.
     pub faults: Faults,
+    /// Places for those that start at the same time.
     starts: Semaphore,
+    /// Instances that are worked on at the same time, whatever for.
+    turns: Semaphore,
 }
 
 impl<C: Containers, P: Proxy> World<C, P> {
@@ -96,7 +102,8 @@ impl<C: Containers, P: Proxy> World<C, P> {
     #[must_use]
     pub fn new(manifest: Manifest, containers: C, proxy: P, settings: Settings, faults: Faults) -> Arc<Self> {
         let starts = Semaphore::new(settings.concurrency);
-        Arc::new(Self { manifest, containers, proxy, settings, faults, starts })
+        let turns = Semaphore::new(TURNS);
+        Arc::new(Self { manifest, containers, proxy, settings, faults, starts, turns })
     }
 }
 

@@ -26,6 +26,9 @@ pub enum ServerError {
     /// The instance key can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A part of the server has ended by itself.
+    #[error("a part of the server has ended by itself: {0}")]
+    Ended(String),
     /// The API's socket can't be used.
     #[error("{listen}: {error}")]
     Listen {
@@ -77,7 +80,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
     let server = http::serve(api, listener)
         .map_err(|error| ServerError::Listen { listen: config.http.listen.to_string(), error })?;
     let handle = server.handle();
-    let serving = tokio::spawn(server);
+    let mut serving = tokio::spawn(server);
 
     let database_url = config.manifest.database_url.clone();
     let mut background = tokio::task::JoinSet::new();
@@ -91,13 +94,16 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
     }
     log::info!("the control API listens on {}", config.http.listen);
 
-    stop.await;
+    let ended = tokio::select! {
+        () = stop => Ok(()),
+        // Only a bug ends one of these: better no server, which whoever runs it starts again,
+        // than one that takes requests and does nothing.
+        gone = background.join_next() => Err(ServerError::Ended(format!("{gone:?}"))),
+        gone = &mut serving => Err(ServerError::Ended(format!("the API: {gone:?}"))),
+    };
     handle.stop(true).await;
     background.shutdown().await;
-    if let Ok(Err(error)) = serving.await {
-        log::error!("the API ended badly: {error}");
-    }
-    Ok(())
+    ended
 }
 
 async fn watch_secrets(dir: PathBuf, secrets: Secrets) {
@@ -107,10 +113,12 @@ async fn watch_secrets(dir: PathBuf, secrets: Secrets) {
     };
     let Err(error) = watch::folder(&dir, None, reload).await;
     log::error!("{} is not watched: a rotated secret needs a restart: {error}", dir.display());
+    std::future::pending().await
 }
 
 async fn watch_template(template: PathBuf, nudges: Nudges) {
     let dir = template.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Err(error) = watch::folder(dir, Some(&template), || nudges.nudge_haproxy()).await;
     log::error!("{} is not watched: {error}", template.display());
+    std::future::pending().await
 }

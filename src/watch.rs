@@ -17,6 +17,7 @@ use crate::reconcile::{Nudges, World};
 
 /// How soon a lost stream of events is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
+const LISTING_LAG: Duration = Duration::from_millis(500);
 /// An editor writes a file in several steps.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -33,6 +34,13 @@ pub async fn container_events<P: Proxy>(world: Arc<World<Docker, P>>, nudges: Nu
                         Ok(event) => {
                             log::debug!("container event: {}", event.action.unwrap_or_default());
                             nudges.nudge();
+                            // The engine's listing trails its events: a container that has died
+                            // may still be listed as running.
+                            let later = nudges.clone();
+                            tokio::spawn(async move {
+                                sleep(LISTING_LAG).await;
+                                later.nudge();
+                            });
                         }
                         Err(error) => {
                             log::debug!("no container events: {error}");

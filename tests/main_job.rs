@@ -102,7 +102,7 @@ async fn deprovisioned_and_provisioned_again_with_the_same_data() {
     let (status, body) = haas.deprovision("alice", "notes").await;
     assert_eq!((status, &body["state"], &body["port"]), (200, &Value::from("deleted"), &Value::Null), "{body}");
     assert_eq!(haas.containers().await, [haas.container("bob", "notes")]);
-    assert_eq!(hoodie.get("/hoodie/").await.unwrap().status(), 404);
+    assert_eq!(haas.hoodie("alice", "notes").get("/hoodie/").await.unwrap().status(), 404);
     assert!(other.answers().await);
     assert_eq!(haas.deprovision("alice", "notes").await.0, 200, "asking again changes nothing");
     assert_eq!(haas.deprovision("alice", "never").await.0, 404);

@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 
 use super::{
-    Containers, ContainersError, Created, InstanceKey, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, Owned,
+    Containers, ContainersError, DataFound, InstanceKey, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, Owned,
     spec,
 };
 use crate::config::Tenant;
@@ -26,6 +26,9 @@ use crate::instance::plan::{Container, Seen, Status};
 const NO_GENERATION: i64 = -1;
 /// Seconds for one call to the engine.
 const CALL_TIMEOUT: u64 = 60;
+/// How often, and how many times, a container is looked for whose removal is under way.
+const REMOVAL_LOOK: Duration = Duration::from_millis(100);
+const REMOVAL_LOOKS: u32 = 100;
 /// Lines of a failed Hoodie's log that are kept.
 const LOG_LINES: &str = "40";
 
@@ -123,9 +126,33 @@ impl Docker {
         let remove = RemoveContainerOptions { force: true, v: true, ..RemoveContainerOptions::default() };
         match client.remove_container(id, Some(remove)).await {
             Ok(()) => Ok(()),
-            // 404: gone; 409: its removal is under way, and the next look tells.
-            Err(error) if matches!(status(&error), Some(404 | 409)) => Ok(()),
+            Err(error) if status(&error) == Some(404) => Ok(()),
+            // Its removal is under way.
+            Err(error) if status(&error) == Some(409) => self.wait_until_gone(id).await,
             Err(error) => Err(classify(error)),
+        }
+    }
+
+    async fn wait_until_gone(&self, id: &str) -> Result<(), ContainersError> {
+        for _ in 0..REMOVAL_LOOKS {
+            tokio::time::sleep(REMOVAL_LOOK).await;
+            if self.inspect_raw(id).await?.is_none() {
+                return Ok(());
+            }
+        }
+        Err(ContainersError::Refused(format!("container {id} does not go")))
+    }
+
+    /// The container of an instance by Docker's id: the name may be somebody else's a moment
+    /// later, or be so already.
+    async fn own(&self, instance: &Instance) -> Result<Option<ContainerInspectResponse>, ContainersError> {
+        let found = self.inspect_raw(instance.container.as_str()).await?;
+        match found {
+            Some(found) if self.is_ours(found.config.as_ref().and_then(|config| config.labels.as_ref())) => {
+                Ok(Some(found))
+            }
+            Some(_) => Err(ContainersError::NameHeld(instance.container.to_string())),
+            None => Ok(None),
         }
     }
 
@@ -163,7 +190,7 @@ impl Docker {
         &self,
     ) -> Result<impl Stream<Item = Result<EventMessage, ContainersError>> + Send + use<>, ContainersError> {
         let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
-        let actions = ["die", "destroy", "kill", "oom", "pause", "start", "stop"];
+        let actions = ["die", "destroy", "kill", "oom", "pause", "rename", "start", "stop", "unpause"];
         let filters = HashMap::from([
             ("type".to_owned(), vec!["container".to_owned()]),
             ("label".to_owned(), vec![label]),
@@ -199,34 +226,43 @@ impl Containers for Docker {
         let label = |name: &str| labels.and_then(|labels| labels.get(name));
         let same = label(LABEL_INSTANCE) == Some(&instance.id.to_string());
         let generation = label(LABEL_GENERATION).and_then(|text| text.parse().ok());
-        let port = found
-            .host_config
-            .as_ref()
-            .and_then(|host| host.port_bindings.as_ref())
-            .and_then(|bindings| bindings.values().flatten().flatten().find_map(|b| b.host_port.as_ref()?.parse().ok()));
         let state = found.state.as_ref().and_then(|state| state.status);
+        let status = container_status(&state.map(|state| state.to_string()).unwrap_or_default());
+        // What it was made for while it stands still; what is really published once it runs: a
+        // container that was cut off its network has no port any more.
+        let bindings = if status == Status::Running {
+            found.network_settings.as_ref().and_then(|network| network.ports.as_ref())
+        } else {
+            found.host_config.as_ref().and_then(|host| host.port_bindings.as_ref())
+        };
+        let port = bindings
+            .and_then(|bindings| bindings.values().flatten().flatten().find_map(|b| b.host_port.as_ref()?.parse().ok()));
         Ok(Seen::Ours(Container {
             // Another instance's, of our installation: the manifest says the name is ours.
             generation: generation.filter(|_| same).unwrap_or(NO_GENERATION),
             port,
-            status: container_status(&state.map(|state| state.to_string()).unwrap_or_default()),
+            status,
         }))
     }
 
-    async fn create(&self, instance: &Instance) -> Result<Created, ContainersError> {
+    async fn prepare_data(&self, instance: &Instance) -> Result<DataFound, ContainersError> {
+        let request = spec::volume(instance, self.settings.installation);
+        // Creating a volume that is there returns it as it is.
+        let volume = self.client().await?.create_volume(request).await.map_err(classify)?;
+        let made_for = volume.labels.get(LABEL_GENERATION).and_then(|text| text.parse::<i64>().ok());
+        Ok(DataFound(made_for.is_some_and(|generation| generation < instance.generation)))
+    }
+
+    async fn create(&self, instance: &Instance) -> Result<(), ContainersError> {
         let client = self.client().await?;
         self.ensure_network().await?;
-        // Creating a volume that is there returns it as it is.
-        let volume =
-            client.create_volume(spec::volume(instance, self.settings.installation)).await.map_err(classify)?;
-        let made_for = volume.labels.get(LABEL_GENERATION).and_then(|text| text.parse::<i64>().ok());
         let port = instance.port.ok_or_else(|| ContainersError::Refused("the instance has no port".to_owned()))?;
         let password = self.settings.key.admin_password(instance.id, instance.generation);
         let body = spec::container(instance, port, self.settings.installation, &self.settings.tenant, &password);
         let options =
             CreateContainerOptions { name: Some(instance.container.to_string()), ..CreateContainerOptions::default() };
         match client.create_container(Some(options), body).await {
-            Ok(_) => Ok(Created { data_found: made_for.is_some_and(|generation| generation < instance.generation) }),
+            Ok(_) => Ok(()),
             Err(error) => match status(&error) {
                 Some(404) => Err(ContainersError::ImageMissing(self.settings.tenant.image.clone())),
                 Some(409) => Err(ContainersError::NameHeld(instance.container.to_string())),
@@ -237,17 +273,13 @@ impl Containers for Docker {
 
     async fn start(&self, instance: &Instance) -> Result<(), ContainersError> {
         let client = self.client().await?;
-        let name = instance.container.as_str();
-        let paused = self
-            .inspect_raw(name)
-            .await?
-            .and_then(|found| found.state)
-            .and_then(|state| state.paused)
-            .unwrap_or_default();
-        let outcome = if paused {
-            client.unpause_container(name).await
+        let gone = || ContainersError::Refused(format!("container {} is gone", instance.container));
+        let found = self.own(instance).await?.ok_or_else(gone)?;
+        let id = found.id.ok_or_else(gone)?;
+        let outcome = if found.state.and_then(|state| state.paused) == Some(true) {
+            client.unpause_container(&id).await
         } else {
-            client.start_container(name, None::<StartContainerOptions>).await
+            client.start_container(&id, None::<StartContainerOptions>).await
         };
         match outcome {
             Ok(()) => Ok(()),
@@ -280,7 +312,8 @@ impl Containers for Docker {
             tail: LOG_LINES.to_owned(),
             ..LogsOptions::default()
         };
-        let mut lines = self.client().await?.logs(instance.container.as_str(), Some(options));
+        let Some(id) = self.own(instance).await?.and_then(|found| found.id) else { return Ok(String::new()) };
+        let mut lines = self.client().await?.logs(&id, Some(options));
         let mut text = String::new();
         while let Some(line) = lines.next().await {
             match line {
@@ -295,14 +328,9 @@ impl Containers for Docker {
     }
 
     async fn remove(&self, instance: &Instance) -> Result<(), ContainersError> {
-        let Some(found) = self.inspect_raw(instance.container.as_str()).await? else { return Ok(()) };
-        if !self.is_ours(found.config.as_ref().and_then(|config| config.labels.as_ref())) {
-            return Err(ContainersError::NameHeld(instance.container.to_string()));
-        }
-        // By its id: the name may be somebody else's a moment later.
-        match found.id {
+        match self.own(instance).await?.and_then(|found| found.id) {
             Some(id) => self.stop_and_remove(&id).await,
-            None => Err(ContainersError::Refused("a container without an id".to_owned())),
+            None => Ok(()),
         }
     }
 

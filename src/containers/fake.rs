@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Containers, ContainersError, Created, Owned};
+use super::{Containers, ContainersError, DataFound, Owned};
 use crate::failpoint::{Boundary, Faults};
 use crate::haproxy::{HaproxyError, Proxy, Publication, Routes, Standing};
 use crate::instance::Instance;
@@ -119,14 +119,19 @@ impl Containers for FakeWorld {
         Ok(state.containers.get(instance.container.as_str()).map_or(Seen::Absent, |found| seen(found, instance.id)))
     }
 
-    async fn create(&self, instance: &Instance) -> Result<Created, ContainersError> {
+    async fn prepare_data(&self, instance: &Instance) -> Result<DataFound, ContainersError> {
+        let mut state = self.engine()?;
+        let made_for = *state.volumes.entry(instance.volume()).or_insert(instance.generation);
+        Ok(DataFound(made_for < instance.generation))
+    }
+
+    async fn create(&self, instance: &Instance) -> Result<(), ContainersError> {
         tokio::task::yield_now().await;
         let mut state = self.engine()?;
         let name = instance.container.to_string();
         if state.containers.contains_key(&name) {
             return Err(ContainersError::NameHeld(name));
         }
-        let made_for = *state.volumes.entry(instance.volume()).or_insert(instance.generation);
         state.created += 1;
         let container = FakeContainer {
             id: state.created,
@@ -136,7 +141,7 @@ impl Containers for FakeWorld {
             status: Status::Stopped,
         };
         state.containers.insert(name, container);
-        Ok(Created { data_found: made_for < instance.generation })
+        Ok(())
     }
 
     async fn start(&self, instance: &Instance) -> Result<(), ContainersError> {

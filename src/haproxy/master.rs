@@ -111,6 +111,14 @@ impl Master {
     }
 
     /// None when nobody listens.
+    /// Whether a worker still takes connections (management guide, `show info`: `Stopping`).
+    pub(super) async fn is_listening(&self, pid: i32) -> bool {
+        match self.ask(&format!("@!{pid} show info")).await {
+            Ok(Some(info)) => info.lines().any(|line| line.trim() == "Stopping: 0"),
+            Ok(None) | Err(_) => false,
+        }
+    }
+
     async fn ask(&self, command: &str) -> Result<Option<String>, HaproxyError> {
         let talk = async {
             let mut stream = match UnixStream::connect(&self.socket).await {

@@ -44,7 +44,10 @@ impl Haproxy {
         while Instant::now() < deadline {
             // While the master replaces itself, connections are cut: no answer is no verdict.
             match self.master.running().await {
-                Ok(Running::Generation(running)) if running == generation => return Ok(Ok(())),
+                Ok(Running::Generation(running)) if running == generation => {
+                    self.old_workers_have_stopped_listening(deadline).await;
+                    return Ok(Ok(()));
+                }
                 Ok(Running::Generation(running)) => last = format!("the worker still has generation {running}"),
                 Ok(Running::Foreign) => "the worker has no generation".clone_into(&mut last),
                 Ok(Running::Down) => "nobody answers at the master's socket".clone_into(&mut last),
@@ -60,5 +63,17 @@ impl Haproxy {
             tokio::time::sleep(POLL).await;
         }
         Ok(Err(format!("{last} after {:?}", self.settings.confirm_timeout)))
+    }
+
+    /// The new worker tells the old ones to stop, and they do so a moment later: until then they
+    /// take connections too, and answer by their old map. One that does not answer any more
+    /// takes none either.
+    async fn old_workers_have_stopped_listening(&self, deadline: Instant) {
+        let Ok(Some(processes)) = self.master.processes().await else { return };
+        for old in processes.workers.iter().filter(|worker| !worker.current) {
+            while Instant::now() < deadline && self.master.is_listening(old.pid).await {
+                tokio::time::sleep(POLL).await;
+            }
+        }
     }
 }

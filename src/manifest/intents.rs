@@ -51,7 +51,7 @@ impl Manifest {
             conn.transaction::<_, ManifestError, _>(async |conn| {
                 lock_intents(conn).await?;
                 let Some(row) = latest(conn, &new.username, &new.appname).await? else {
-                    let port = ports::lowest_free(conn, range, occupied_before).await?;
+                    let port = ports::lowest_free(conn, range, &self.own_ports, occupied_before).await?;
                     let now = Utc::now();
                     let row = InstanceRow {
                         id: Uuid::new_v4(),
@@ -93,7 +93,7 @@ impl Manifest {
                 }
                 let port = match instance.port {
                     Some(port) => i32::from(port),
-                    None => ports::lowest_free(conn, range, occupied_before).await?,
+                    None => ports::lowest_free(conn, range, &self.own_ports, occupied_before).await?,
                 };
                 // A tombstone starts again at once; what is still on its way out is turned
                 // round by the reconciler, which owns the phase.
@@ -148,6 +148,9 @@ impl Manifest {
                     .set((
                         instances::desired.eq(Desired::Deleted.as_str()),
                         instances::generation.eq(instances::generation + 1),
+                        instances::attempts.eq(0),
+                        instances::next_attempt_at.eq(None::<DateTime<Utc>>),
+                        instances::last_error.eq(None::<String>),
                         instances::updated_at.eq(diesel::dsl::now),
                     ))
                     .returning(InstanceRow::as_returning())

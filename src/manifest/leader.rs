@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool};
-use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
@@ -58,10 +58,16 @@ impl Leader {
     /// [`ManifestError::Unavailable`] when Postgres can't be reached.
     pub async fn try_acquire(database_url: &str) -> Result<Option<Self>, ManifestError> {
         let mut conn = connect(database_url).await?;
-        let Granted { granted } = diesel::sql_query("SELECT pg_try_advisory_lock($1) AS granted")
-            .bind::<BigInt, _>(LEADER_LOCK)
-            .get_result(&mut conn)
-            .await?;
+        let asking = async {
+            // A machine that dies takes no leave: Postgres must notice, and let another act.
+            let keepalive = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3";
+            conn.batch_execute(keepalive).await?;
+            diesel::sql_query("SELECT pg_try_advisory_lock($1) AS granted")
+                .bind::<BigInt, _>(LEADER_LOCK)
+                .get_result(&mut conn)
+                .await
+        };
+        let Granted { granted } = in_time(asking).await?;
         Ok(granted.then_some(Self { conn }))
     }
 
@@ -87,7 +93,7 @@ pub async fn watch(
     mut on_nudge: impl FnMut(Nudge),
 ) -> Result<std::convert::Infallible, ManifestError> {
     let mut conn = connect(database_url).await?;
-    diesel::sql_query("LISTEN haas").execute(&mut conn).await?;
+    in_time(diesel::sql_query("LISTEN haas").execute(&mut conn)).await?;
     on_ready();
     loop {
         let next_heartbeat = Instant::now() + HEARTBEAT;
@@ -140,11 +146,15 @@ async fn connect(database_url: &str) -> Result<AsyncPgConnection, ManifestError>
 }
 
 async fn heartbeat(conn: &mut AsyncPgConnection) -> Result<(), ManifestError> {
-    timeout(3 * HEARTBEAT, diesel::sql_query("SELECT 1").execute(conn))
+    in_time(diesel::sql_query("SELECT 1").execute(conn)).await.map(|_| ())
+}
+
+/// Whatever goes wrong on these connections: they can't be relied on any more.
+async fn in_time<T>(answer: impl Future<Output = diesel::QueryResult<T>>) -> Result<T, ManifestError> {
+    timeout(3 * HEARTBEAT, answer)
         .await
         .map_err(|_| ManifestError::Unavailable("no answer in time".to_owned()))?
-        .map_err(|error| ManifestError::Unavailable(error.to_string()))?;
-    Ok(())
+        .map_err(|error| ManifestError::Unavailable(error.to_string()))
 }
 
 #[cfg(test)]

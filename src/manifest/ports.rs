@@ -47,11 +47,13 @@ struct FreePort {
 pub(super) async fn lowest_free(
     conn: &mut AsyncPgConnection,
     range: PortRange,
+    own_ports: &[i32],
     occupied_before: DateTime<Utc>,
 ) -> Result<i32, ManifestError> {
     let free: Option<FreePort> = diesel::sql_query(
         "SELECT candidate AS port FROM generate_series($1, $2) AS candidate
-         WHERE NOT EXISTS (SELECT FROM instances WHERE port = candidate)
+         WHERE candidate <> ALL ($4)
+           AND NOT EXISTS (SELECT FROM instances WHERE port = candidate)
            AND NOT EXISTS (SELECT FROM withheld_ports
                            WHERE port = candidate AND (reason = 'draining' OR since > $3))
          ORDER BY candidate LIMIT 1",
@@ -59,6 +61,7 @@ pub(super) async fn lowest_free(
     .bind::<Integer, _>(i32::from(range.first))
     .bind::<Integer, _>(i32::from(range.last))
     .bind::<Timestamptz, _>(occupied_before)
+    .bind::<diesel::sql_types::Array<Integer>, _>(own_ports)
     .get_result(conn)
     .await
     .optional()?;
@@ -72,11 +75,17 @@ pub(super) async fn withhold(
     occupied: bool,
 ) -> Result<(), diesel::result::Error> {
     let reason = if occupied { OCCUPIED } else { DRAINING };
+    // Compared with when HAProxy's workers started: by this machine's clock, not the database's.
+    let since = Utc::now();
     diesel::insert_into(withheld_ports::table)
-        .values((withheld_ports::port.eq(i32::from(port)), withheld_ports::reason.eq(reason)))
+        .values((
+            withheld_ports::port.eq(i32::from(port)),
+            withheld_ports::reason.eq(reason),
+            withheld_ports::since.eq(since),
+        ))
         .on_conflict(withheld_ports::port)
         .do_update()
-        .set((withheld_ports::reason.eq(reason), withheld_ports::since.eq(diesel::dsl::now)))
+        .set((withheld_ports::reason.eq(reason), withheld_ports::since.eq(since)))
         .execute(conn)
         .await?;
     Ok(())

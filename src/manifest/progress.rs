@@ -73,6 +73,19 @@ impl Manifest {
         self.enter(instance, Phase::Failed, progress, json!({ "error": error }), false).await
     }
 
+    /// Writes down why a step did not work out in a phase that can't become `Failed`: what is
+    /// running, or on its way out, stays so.
+    ///
+    /// # Errors
+    /// As for [`Manifest::advance`].
+    pub async fn note_error(&self, instance: &Instance, error: &str) -> Result<(), ManifestError> {
+        self.run(async |conn| {
+            let progress = Progress { last_error: Some(Some(error.to_owned())), ..Progress::default() };
+            compare_and_set(conn, instance, progress).await.map(|_| ())
+        })
+        .await
+    }
+
     /// Gives up an intent that never began to live: it becomes a tombstone that says why.
     ///
     /// # Errors
@@ -100,7 +113,7 @@ impl Manifest {
                 if let Some(port) = instance.port {
                     ports::withhold(conn, port, true).await?;
                 }
-                let port = ports::lowest_free(conn, range, occupied_before).await?;
+                let port = ports::lowest_free(conn, range, &self.own_ports, occupied_before).await?;
                 let progress = Progress { port: Some(Some(port)), ..Progress::default() };
                 let row = compare_and_set(conn, instance, progress).await?;
                 let detail = json!({ "occupied": instance.port, "port": port });

@@ -148,14 +148,17 @@ impl Manifest {
                         .or(instances::username.eq(username).and(instances::appname.gt(appname))),
                 );
             }
-            let mut found: Vec<Instance> = query
-                .load::<InstanceRow>(conn)
-                .await?
-                .into_iter()
-                .map(Instance::try_from)
-                .collect::<Result<_, _>>()?;
-            let more = found.len() > limit;
-            found.truncate(limit);
+            let mut rows: Vec<InstanceRow> = query.load(conn).await?;
+            let more = rows.len() > limit;
+            rows.truncate(limit);
+            let mut found = Vec::with_capacity(rows.len());
+            for row in rows {
+                match Instance::try_from(row) {
+                    Ok(instance) => found.push(instance),
+                    // One bad row must not hide the others.
+                    Err(error) => log::error!("left out of a listing: {error}"),
+                }
+            }
             let last = found.last().map(|last| (last.username.clone(), last.appname.clone()));
             Ok(Page { instances: found, next: last.filter(|_| more) })
         })

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use chrono::Utc;
 use tokio::sync::SemaphorePermit;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::World;
 use super::publish::Published;
-use crate::containers::{Containers, ContainersError};
+use crate::containers::{Containers, ContainersError, DataFound};
 use crate::failpoint::Boundary;
 use crate::haproxy::Proxy;
 use crate::instance::plan::{Observed, Seen, Step, attempts_carried, backoff, plan};
@@ -25,6 +25,10 @@ const PROBE_LATER: Duration = Duration::from_millis(250);
 const EXPECTED_WITHIN: Duration = Duration::from_secs(8);
 /// How long a confirmed route may take to answer.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long Docker may take to show one container.
+pub(super) const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Steps after which an instance that still is not settled waits for the next look.
+const ROUNDS: usize = 40;
 const DRAIN_POLL: Duration = Duration::from_millis(100);
 
 /// Why an instance was left before it was settled.
@@ -62,8 +66,10 @@ pub(super) async fn drive<C: Containers, P: Proxy>(
     published: Arc<RwLock<Published>>,
     id: Uuid,
 ) -> bool {
+    let Ok(_turn) = world.turns.acquire().await else { return false };
     let mut driver = Driver { world: &world, published: &published, place: None };
-    loop {
+    let mut changed = false;
+    for _ in 0..ROUNDS {
         let instance = match world.manifest.get(id).await {
             Ok(Some(instance)) => instance,
             Ok(None) => return false,
@@ -73,18 +79,19 @@ pub(super) async fn drive<C: Containers, P: Proxy>(
             }
         };
         match driver.step(&instance).await {
-            Ok(true) => {}
-            Ok(false) | Err(Halt::Stale) => return true,
+            Ok(true) => changed = true,
+            // Where nothing was done, another look would find nothing else to do.
+            Ok(false) => return changed,
+            Err(Halt::Stale) => return true,
             Err(Halt::Away(why)) => {
                 log::warn!(instance:% = id; "{} left alone: {why}", instance.container);
                 return false;
             }
-            Err(Halt::Failed(why)) => {
-                driver.fail(&instance, &why).await;
-                return true;
-            }
+            Err(Halt::Failed(why)) => return driver.fail(&instance, &why).await,
         }
     }
+    log::warn!(instance:% = id; "left alone: it goes round in circles");
+    false
 }
 
 struct Driver<'a, C, P> {
@@ -98,7 +105,11 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     /// One step. Says whether to go on with this instance.
     async fn step(&mut self, instance: &Instance) -> Result<bool, Halt> {
         let World { manifest, containers, faults, settings, .. } = self.world;
-        let container = containers.inspect(instance).await?;
+        // Not being able to look is no failure of the instance.
+        let container = timeout(LOOK_TIMEOUT, containers.inspect(instance))
+            .await
+            .map_err(|_| Halt::Away("Docker does not answer".to_owned()))?
+            .map_err(|error| Halt::Away(error.to_string()))?;
         let routed = self.published.read().map_or(None, |published| published.routed(instance));
         let now = Utc::now();
         let step = plan(instance, &Observed { container, routed }, now);
@@ -152,13 +163,17 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
 
     async fn create(&self, instance: &Instance) -> Result<(), Halt> {
         let World { manifest, containers, faults, .. } = self.world;
+        let DataFound(found) = containers.prepare_data(instance).await?;
+        if found && !instance.restored {
+            manifest.restored(instance).await?;
+        }
         match containers.create(instance).await {
-            Ok(created) if created.data_found && !instance.restored => {
-                manifest.restored(instance).await?;
+            Ok(()) => {}
+            // The next look sees whose it is; Docker may give the name back a moment later, too.
+            Err(ContainersError::NameHeld(_)) => {
+                tokio::time::sleep(PROBE_LATER).await;
+                return Ok(());
             }
-            Ok(_) => {}
-            // The next look sees whose it is.
-            Err(ContainersError::NameHeld(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
         faults.hit(Boundary::ContainerCreated).await;
@@ -266,9 +281,18 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         }
     }
 
-    /// Ends an attempt: its last lines are kept, its container is not.
-    async fn fail(&self, instance: &Instance, why: &str) {
+    /// Ends an attempt: its last lines are kept, its container is not. Says whether the row was
+    /// written, so that another look makes sense.
+    async fn fail(&self, instance: &Instance, why: &str) -> bool {
         let World { manifest, containers, settings, .. } = self.world;
+        if !instance.phase.may_become(Phase::Failed) {
+            log::error!(instance:% = instance.id; "{} is {} and stays so: {why}", instance.container, instance.phase);
+            if instance.last_error.as_deref() != Some(why) {
+                // Only for people to read.
+                drop(manifest.note_error(instance, why).await);
+            }
+            return false;
+        }
         let log = containers.last_log(instance).await.ok().filter(|log| !log.is_empty());
         // A foreign container is refused here, and stays; ours that won't go is found next time.
         drop(containers.remove(instance).await);
@@ -277,8 +301,11 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let attempt = instance.attempts.saturating_add(1);
         log::error!(instance:% = instance.id, attempt; "{} failed: {why}; next attempt in {rest:?}", instance.container);
         match manifest.fail(instance, why, log, next).await {
-            Ok(_) | Err(ManifestError::Stale) => {}
-            Err(error) => log::warn!(instance:% = instance.id; "its failure could not be written down: {error}"),
+            Ok(_) | Err(ManifestError::Stale) => true,
+            Err(error) => {
+                log::warn!(instance:% = instance.id; "its failure could not be written down: {error}");
+                false
+            }
         }
     }
 }

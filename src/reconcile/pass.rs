@@ -5,10 +5,11 @@ use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::drive::drive;
+use super::drive::{LOOK_TIMEOUT, drive};
 use super::health::Health;
 use super::orphans::Orphans;
 use super::publish::{Published, routes};
@@ -21,7 +22,7 @@ use crate::manifest::ManifestError;
 
 /// What a finished task leaves behind.
 pub(super) enum Done {
-    Driven { id: Uuid, look_again: bool },
+    Driven { look_again: bool },
     Published { routes: Routes, outcome: Result<Publication, HaproxyError> },
     OrphansRemoved,
 }
@@ -33,7 +34,8 @@ pub(super) struct Actor<C, P> {
     nudges: Nudges,
     published: Arc<RwLock<Published>>,
     tasks: JoinSet<Done>,
-    driven: HashSet<Uuid>,
+    /// Instances that are being worked on, by task.
+    driven: HashMap<Id, Uuid>,
     publishing: bool,
     removing_orphans: bool,
     orphans: Orphans,
@@ -49,7 +51,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
             nudges,
             published: Arc::default(),
             tasks: JoinSet::new(),
-            driven: HashSet::new(),
+            driven: HashMap::new(),
             publishing: false,
             removing_orphans: false,
             orphans: Orphans::default(),
@@ -65,28 +67,38 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
 
     /// Waits for a task to finish and takes its outcome down; waits for ever when there is none.
     pub async fn finished(&mut self) {
-        let Some(joined) = self.tasks.join_next().await else { return std::future::pending().await };
+        let Some(joined) = self.tasks.join_next_with_id().await else { return std::future::pending().await };
+        self.take_down(joined);
+        while let Some(joined) = self.tasks.try_join_next_with_id() {
+            self.take_down(joined);
+        }
+    }
+
+    fn take_down(&mut self, joined: Result<(Id, Done), JoinError>) {
         match joined {
-            Ok(Done::Driven { id, look_again }) => {
-                self.driven.remove(&id);
+            Ok((task, Done::Driven { look_again })) => {
+                self.driven.remove(&task);
                 if look_again {
                     self.nudges.nudge();
                 }
             }
-            Ok(Done::Published { routes, outcome }) => {
+            Ok((_, Done::Published { routes, outcome })) => {
                 self.publishing = false;
                 if let Ok(mut published) = self.published.write() {
                     self.health.haproxy(published.tried(routes, &outcome));
                 }
                 self.nudges.nudge();
             }
-            Ok(Done::OrphansRemoved) => self.removing_orphans = false,
+            Ok((_, Done::OrphansRemoved)) => {
+                self.removing_orphans = false;
+                self.nudges.nudge();
+            }
             Err(panicked) => {
-                // A bug; the level-triggered loop survives it by looking at everything anew.
+                // A bug, of which one instance has the harm: it is looked at again in a while.
                 log::error!("a task of the reconciler failed: {panicked}");
-                self.tasks.abort_all();
-                self.driven.clear();
-                (self.publishing, self.removing_orphans) = (false, false);
+                if self.driven.remove(&panicked.id()).is_none() {
+                    (self.publishing, self.removing_orphans) = (false, false);
+                }
             }
         }
     }
@@ -102,17 +114,18 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         };
         self.health.postgres(None);
         self.report_corrupt(corrupt);
-        let owned = self.look_at_docker().await;
         self.publish(&live);
+        let owned = self.look_at_docker().await;
         self.free_ports().await;
         let owned = owned?;
-        self.remove_orphans(&owned, &live);
+        let misnamed = self.remove_orphans(&owned, &live);
 
         let by_name: HashMap<&str, &Owned> = owned.iter().map(|owned| (owned.name.as_str(), owned)).collect();
         let now = Utc::now();
         let mut wake: Option<DateTime<Utc>> = None;
+        let driven: HashSet<Uuid> = self.driven.values().copied().collect();
         for instance in &live {
-            if self.driven.contains(&instance.id) {
+            if driven.contains(&instance.id) || misnamed.contains(&instance.id) {
                 continue;
             }
             let container = seen(instance, by_name.get(instance.container.as_str()).copied());
@@ -127,9 +140,9 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
     }
 
     fn drive(&mut self, id: Uuid) {
-        self.driven.insert(id);
         let (world, published) = (Arc::clone(&self.world), Arc::clone(&self.published));
-        self.tasks.spawn(async move { Done::Driven { id, look_again: drive(world, published, id).await } });
+        let task = self.tasks.spawn(async move { Done::Driven { look_again: drive(world, published, id).await } });
+        self.driven.insert(task.id(), id);
     }
 
     fn publish(&mut self, live: &[Instance]) {
@@ -170,7 +183,8 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
     }
 
     async fn look_at_docker(&mut self) -> Option<Vec<Owned>> {
-        let listed = self.world.containers.list().await;
+        let away = |_| Err(ContainersError::Unreachable("it does not answer".to_owned()));
+        let listed = timeout(LOOK_TIMEOUT, self.world.containers.list()).await.unwrap_or_else(away);
         match &listed {
             Ok(_) => self.health.docker(None),
             Err(error) => self.health.docker(Some(error.to_string())),
@@ -182,11 +196,21 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         listed.ok()
     }
 
-    fn remove_orphans(&mut self, owned: &[Owned], live: &[Instance]) {
-        let live: HashSet<Uuid> = live.iter().map(|instance| instance.id).collect();
-        let due = self.orphans.due(owned, &live, self.world.settings.orphan_grace, Instant::now());
+    /// Returns the instances with a container under another name: two Hoodies on one volume would
+    /// destroy it, so they have to wait until that one is gone.
+    fn remove_orphans(&mut self, owned: &[Owned], live: &[Instance]) -> HashSet<Uuid> {
+        let names: HashMap<Uuid, &str> = live.iter().map(|row| (row.id, row.container.as_str())).collect();
+        let live: HashSet<Uuid> = names.keys().copied().collect();
+        let mut due = self.orphans.due(owned, &live, self.world.settings.orphan_grace, Instant::now());
+        let misnamed = |owned: &&Owned| {
+            owned.instance.and_then(|id| names.get(&id)).is_some_and(|name| *name != owned.name)
+        };
+        let misnamed: Vec<Owned> = owned.iter().filter(misnamed).cloned().collect();
+        let ids = misnamed.iter().filter_map(|owned| owned.instance).collect();
+        let renamed: HashSet<String> = misnamed.iter().map(|owned| owned.id.clone()).collect();
+        due.extend(misnamed);
         if due.is_empty() || self.removing_orphans {
-            return;
+            return ids;
         }
         self.removing_orphans = true;
         let world = Arc::clone(&self.world);
@@ -199,7 +223,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
                     }),
                     None => false,
                 };
-                if wanted {
+                if wanted && !renamed.contains(&orphan.id) {
                     continue;
                 }
                 match world.containers.remove_owned(&orphan).await {
@@ -209,6 +233,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
             }
             Done::OrphansRemoved
         });
+        ids
     }
 
     fn report_corrupt(&mut self, corrupt: Vec<ManifestError>) {
@@ -222,7 +247,8 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
 
 /// A look at the tenants' image.
 pub(super) async fn look_at_image<C: Containers>(containers: &C, health: &Health) {
-    match containers.health().await {
+    let away = |_| Err(ContainersError::Unreachable("it does not answer".to_owned()));
+    match timeout(LOOK_TIMEOUT, containers.health()).await.unwrap_or_else(away) {
         Ok(()) => health.image(None),
         Err(ContainersError::Unreachable(_)) => {}
         Err(error) => health.image(Some(error.to_string())),

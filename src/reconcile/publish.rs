@@ -34,10 +34,11 @@ impl Published {
     /// Whether HAProxy sends requests for an instance to it; none while that is not known.
     pub fn routed(&self, instance: &Instance) -> Option<bool> {
         let port = instance.port?;
-        self.confirmed.as_ref().map(|(routes, standing)| match standing {
-            Standing::Live => routes.contains(&instance.host, port),
-            // Nobody is served at all.
-            Standing::Down => false,
+        self.confirmed.as_ref().and_then(|(routes, standing)| match standing {
+            Standing::Live => Some(routes.contains(&instance.host, port)),
+            // Nobody is served now; but a HAProxy that comes back serves what its files say.
+            Standing::Down if routes.contains(&instance.host, port) => None,
+            Standing::Down => Some(false),
         })
     }
 
@@ -61,12 +62,18 @@ impl Published {
     pub fn tried(&mut self, routes: Routes, outcome: &Result<Publication, HaproxyError>) -> Option<String> {
         match outcome {
             Ok(publication) => {
-                self.confirmed = Some((routes, publication.standing.clone()));
+                self.confirmed = Some((routes, publication.standing));
                 matches!(publication.standing, Standing::Down)
                     .then(|| "does not run; its files are in place for when it does".to_owned())
             }
-            // The last good configuration serves on: what was confirmed stays confirmed.
-            Err(error) => Some(error.to_string()),
+            // The last good configuration serves on: what a worker had confirmed stays confirmed.
+            // What was only written may or may not have been taken up meanwhile.
+            Err(error) => {
+                if matches!(self.confirmed, Some((_, Standing::Down))) {
+                    self.confirmed = None;
+                }
+                Some(error.to_string())
+            }
         }
     }
 }

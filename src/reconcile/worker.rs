@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
+use super::drive::LOOK_TIMEOUT;
 use super::health::Health;
 use super::pass::{Actor, look_at_image};
 use super::{Nudges, World};
-use crate::containers::Containers;
+use crate::containers::{Containers, ContainersError};
 use crate::haproxy::Proxy;
 use crate::manifest::{Leader, ManifestError, Nudge, watch};
 
@@ -89,7 +90,10 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
 
     async fn passes(&self, actor: &mut Actor<C, P>) -> Infallible {
         loop {
+            let began = Instant::now();
             let wake = actor.pass().await;
+            // A long pass is followed by as long a rest, so that the parts are not asked all the time.
+            let breath = began.elapsed().clamp(BREATH, RETRY);
             let mut rest = self.world.settings.period;
             if !self.health.report().ok() {
                 rest = rest.min(RETRY);
@@ -97,13 +101,15 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
             if let Some(wake) = wake {
                 rest = rest.min((wake - Utc::now()).to_std().unwrap_or_default());
             }
-            let next = Instant::now() + rest.max(BREATH);
-            sleep(BREATH).await;
+            let next = Instant::now() + rest.max(breath);
+            let rested = Instant::now() + breath;
             loop {
                 tokio::select! {
-                    () = self.nudges.nudged() => break,
-                    () = sleep_until(next) => break,
+                    biased;
                     () = actor.finished() => {}
+                    () = self.nudges.nudged(), if Instant::now() >= rested => break,
+                    () = sleep_until(rested), if Instant::now() < rested => {}
+                    () = sleep_until(next) => break,
                 }
             }
         }
@@ -115,7 +121,8 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
             Ok(()) => self.health.postgres(None),
             Err(error) => self.health.postgres(Some(error.to_string())),
         }
-        match self.world.containers.list().await {
+        let away = |_| Err(ContainersError::Unreachable("it does not answer".to_owned()));
+        match timeout(LOOK_TIMEOUT, self.world.containers.list()).await.unwrap_or_else(away) {
             Ok(_) => self.health.docker(None),
             Err(error) => self.health.docker(Some(error.to_string())),
         }
@@ -140,7 +147,7 @@ pub async fn settle<C: Containers, P: Proxy>(
 ) -> Result<bool, ManifestError> {
     let leader = Leader::try_acquire(database_url).await?.ok_or(ManifestError::Stale)?;
     let nudges = Nudges::default();
-    let mut actor = Actor::new(world, health, nudges.clone());
+    let mut actor = Actor::new(world, health.clone(), nudges.clone());
     let deadline = Instant::now() + limit;
     let work = async {
         loop {
@@ -149,13 +156,13 @@ pub async fn settle<C: Containers, P: Proxy>(
                 // Twice idle in a row: the last task may have made room for more.
                 actor.pass().await;
                 if actor.idle() {
-                    return true;
+                    let report = health.report();
+                    return report.postgres.ok && report.docker.ok;
                 }
             }
-            if Instant::now() >= deadline {
+            if timeout_at(deadline, actor.finished()).await.is_err() {
                 return false;
             }
-            actor.finished().await;
         }
     };
     tokio::select! {

@@ -200,7 +200,8 @@ impl Installation {
 
     pub fn hoodie(&self, user: &str, app: &str) -> Hoodie {
         Hoodie {
-            client: self.client.clone(),
+            // Connections of its own: a browser does not share one between hosts either.
+            client: client(),
             host: format!("{app}.{}.haas.localhost", self.user(user)),
             port: self.ports.http,
         }
