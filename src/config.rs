@@ -14,8 +14,8 @@ use thiserror::Error;
 use toml::{Table, Value};
 
 use crate::instance::name::{HostPattern, Hostname};
-pub use value::{Listen, PortRange};
 use value::Setting;
+pub use value::{Listen, PortRange};
 
 /// Everything that is wrong with the settings, one line each.
 #[derive(Debug, Error)]
@@ -189,11 +189,7 @@ impl Layers {
     fn take<T: Setting>(&mut self, section: &str, key: &str, default: &str) -> Option<T> {
         let name = format!("{section}.{key}");
         let variable = format!("HAAS_{}_{}", section.to_uppercase(), key.to_uppercase());
-        let from_file = self
-            .file
-            .get_mut(section)
-            .and_then(Value::as_table_mut)
-            .and_then(|table| table.remove(key));
+        let from_file = self.file.get_mut(section).and_then(Value::as_table_mut).and_then(|table| table.remove(key));
         let from_environment = self.environment.remove(&variable);
         let (source, value) = if let Some(value) = self.overrides.remove(&name) {
             (name, value)
@@ -302,10 +298,9 @@ impl Config {
             let plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
             require(plain, &format!("haproxy.{name}: must be a plain account name"));
         }
-        for (name, text) in [
-            ("http_bind", self.haproxy.http_bind.as_str()),
-            ("control_servers", self.haproxy.control_servers.as_str()),
-        ] {
+        for (name, text) in
+            [("http_bind", self.haproxy.http_bind.as_str()), ("control_servers", self.haproxy.control_servers.as_str())]
+        {
             let plain = text.bytes().all(|b| b.is_ascii_graphic() && !b"#\"'\\{}".contains(&b) || b == b' ');
             require(plain, &format!("haproxy.{name}: has a character that haproxy.cfg can't hold"));
         }
@@ -375,8 +370,14 @@ mod tests {
         let ConfigError(mistakes) =
             load(text, &[("HAAS_HTTP_WORKERS", "-1"), ("HAAS_TENANT_MEMORY", "1")]).unwrap_err();
         for start in [
-            "surprise:", "tenant.memory_mb:", "tenant.ports:", "tenant.cpus:", "http.wait:", "nowhere.x:",
-            "HAAS_HTTP_WORKERS:", "HAAS_TENANT_MEMORY:",
+            "surprise:",
+            "tenant.memory_mb:",
+            "tenant.ports:",
+            "tenant.cpus:",
+            "http.wait:",
+            "nowhere.x:",
+            "HAAS_HTTP_WORKERS:",
+            "HAAS_TENANT_MEMORY:",
         ] {
             assert!(mistakes.iter().any(|m| m.starts_with(start)), "{start} not in {mistakes:#?}");
         }

@@ -65,8 +65,7 @@ impl Routes {
     /// them come about.
     #[must_use]
     pub fn new(routes: impl IntoIterator<Item = Route>) -> Self {
-        let sorted: BTreeMap<Hostname, Route> =
-            routes.into_iter().map(|route| (route.host.clone(), route)).collect();
+        let sorted: BTreeMap<Hostname, Route> = routes.into_iter().map(|route| (route.host.clone(), route)).collect();
         Self(sorted.into_values().collect())
     }
 

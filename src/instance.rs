@@ -132,7 +132,8 @@ macro_rules! words {
 
 words!(Desired, "desired state", Running = "running", Deleted = "deleted");
 words!(
-    Phase, "phase",
+    Phase,
+    "phase",
     Pending = "pending",
     Starting = "starting",
     Ready = "ready",
@@ -144,7 +145,8 @@ words!(
     Deleted = "deleted",
 );
 words!(
-    State, "state",
+    State,
+    "state",
     Pending = "pending",
     Running = "running",
     Failed = "failed",
@@ -253,9 +255,8 @@ mod tests {
         for start in Phase::ALL {
             for end in [Phase::Running, Phase::Deleted] {
                 let mut reached = vec![*start];
-                while let Some(next) = Phase::ALL
-                    .iter()
-                    .find(|p| !reached.contains(p) && reached.iter().any(|r| r.may_become(**p)))
+                while let Some(next) =
+                    Phase::ALL.iter().find(|p| !reached.contains(p) && reached.iter().any(|r| r.may_become(**p)))
                 {
                     reached.push(*next);
                 }

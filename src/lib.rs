@@ -1,5 +1,31 @@
-//! Haas.
+//! Hoodie as a Service: one request, and a user has a working Hoodie at its own domain.
+//!
+//! ```text
+//! Appmaker ──POST /provision──▶ http ──intent──▶ manifest ◀──▶ reconcile ──▶ containers  (Docker: one Hoodie each)
+//!                                               (Postgres)          └──────▶ haproxy     (cfg + map ─▶ reload)
+//! end users ──notes.alice.haas.example──▶ HAProxy ──127.0.0.1:5521──▶ container alice-notes :80
+//! ```
+//!
+//! The house has four rooms and a plan. A room's own file is what others may call; its folder
+//! is private. Data flows one way: `http | cli → manifest → reconcile → containers | haproxy →
+//! manifest`. End users' traffic never passes through this process.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`instance`] | the domain, pure: names that were checked once, phases, and the planner that makes every decision |
+//! | [`http`] | requests in, intent into the manifest, answers out |
+//! | [`manifest`] | Postgres: what should be, what was last seen, which port is whose; the only source of truth |
+//! | [`reconcile`] | the one loop that makes the world agree with the manifest; all side effects start there |
+//! | [`containers`] | Docker: observe, ensure, remove |
+//! | [`haproxy`] | render, check, swap, signal, confirm |
+//! | [`watch`] | events from outside, turned into nudges |
+//! | [`server`] | puts the rooms together |
+//! | [`embedded`] | the Postgres and HAProxy that `haas up` runs beside the server |
+//! | [`config`], [`cli`] | settings, and the commands |
+//! | [`failpoint`] | where a test ends the process, to show that no moment is a bad one |
+
 #![forbid(unsafe_code)]
+
 pub mod cli;
 pub mod config;
 pub mod containers;

@@ -201,10 +201,7 @@ impl Manifest {
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn installation(&self) -> Result<Uuid, ManifestError> {
         use diesel::QueryDsl;
-        self.run(async |conn| {
-            Ok(schema::installation::table.select(schema::installation::id).first(conn).await?)
-        })
-        .await
+        self.run(async |conn| Ok(schema::installation::table.select(schema::installation::id).first(conn).await?)).await
     }
 
     /// Whether Postgres answers.

@@ -61,11 +61,7 @@ pub async fn container_events<P: Proxy>(world: Arc<World<Docker, P>>, nudges: Nu
 ///
 /// # Errors
 /// When the folder can't be watched.
-pub async fn folder(
-    dir: &Path,
-    only: Option<&Path>,
-    mut on_change: impl FnMut(),
-) -> Result<Infallible, notify::Error> {
+pub async fn folder(dir: &Path, only: Option<&Path>, mut on_change: impl FnMut()) -> Result<Infallible, notify::Error> {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let only: Option<PathBuf> = only.and_then(Path::file_name).map(PathBuf::from);
     let mut watcher: RecommendedWatcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {

@@ -31,7 +31,8 @@ async fn post(haas: &Installation, content_type: Option<&str>, body: impl Into<r
 #[tokio::test]
 async fn bad_input_gets_a_clear_answer_and_changes_nothing() {
     let haas = Installation::up().await;
-    let good = json!({ "secret": haas.secret(), "username": "alice", "emailaddress": "a@example.com", "appname": "notes" });
+    let good =
+        json!({ "secret": haas.secret(), "username": "alice", "emailaddress": "a@example.com", "appname": "notes" });
     let json_type = Some("application/json");
 
     // Whoever lacks the secret learns nothing else.
@@ -78,7 +79,23 @@ async fn bad_input_gets_a_clear_answer_and_changes_nothing() {
     assert_eq!(problem(post(&haas, json_type, twice).await).await.0, 400);
 
     let long = "a".repeat(64);
-    for name in ["", "-a", "a-", "a--b", "é", "a.b", "a\n", "a\nbackend evil", "a\u{0}", "..", "/", "a b", "www", "ADMIN", &long] {
+    for name in [
+        "",
+        "-a",
+        "a-",
+        "a--b",
+        "é",
+        "a.b",
+        "a\n",
+        "a\nbackend evil",
+        "a\u{0}",
+        "..",
+        "/",
+        "a b",
+        "www",
+        "ADMIN",
+        &long,
+    ] {
         for field in ["username", "appname"] {
             let mut body = good.clone();
             body[field] = json!(name);
@@ -90,7 +107,8 @@ async fn bad_input_gets_a_clear_answer_and_changes_nothing() {
         }
     }
     let many = "a".repeat(250);
-    for email in ["", "alice", "a@b", "a@b@c.d", "a\r\n@example.com", "a@exa mple.com", &format!("{many}@example.com")] {
+    for email in ["", "alice", "a@b", "a@b@c.d", "a\r\n@example.com", "a@exa mple.com", &format!("{many}@example.com")]
+    {
         let mut body = good.clone();
         body["emailaddress"] = json!(email);
         assert_eq!(problem(haas.post("/provision", &body).await.unwrap()).await.0, 422, "{email:?}");
@@ -102,7 +120,17 @@ async fn bad_input_gets_a_clear_answer_and_changes_nothing() {
     let mut body = good.clone();
     (body["username"], body["appname"]) = (json!(long_user), json!(long_app));
     // Legal each, and together: 63 + 63 + the domain fit into a host name.
-    assert_ne!(haas.post("/provision", &{ let mut b = body.clone(); b["emailaddress"] = json!("x"); b }).await.unwrap().status(), 201);
+    assert_ne!(
+        haas.post("/provision", &{
+            let mut b = body.clone();
+            b["emailaddress"] = json!("x");
+            b
+        })
+        .await
+        .unwrap()
+        .status(),
+        201
+    );
 
     assert_eq!(haas.sql("SELECT count(*) FROM instances").await, "0");
     assert_eq!(haas.sql("SELECT count(*) FROM events").await, "0");
@@ -202,7 +230,9 @@ async fn listings_are_paged_filtered_and_for_known_parties_only() {
     let mut next = Some("/instances?limit=2".to_owned());
     while let Some(path) = next {
         let page: Value = haas.control(&path).await.unwrap().json().await.unwrap();
-        names.extend(page["instances"].as_array().unwrap().iter().map(|row| row["appname"].as_str().unwrap().to_owned()));
+        names.extend(
+            page["instances"].as_array().unwrap().iter().map(|row| row["appname"].as_str().unwrap().to_owned()),
+        );
         next = page["next"].as_str().map(str::to_owned);
     }
     assert_eq!(names, ["app0", "app1", "app2", "app3", "app4"]);
@@ -228,7 +258,14 @@ async fn hosts_without_an_app_are_told_so_in_a_way_that_a_page_elsewhere_can_rea
     let haas = Installation::up().await;
     let nobody = haas.hoodie("nobody", "nothing");
     let url = nobody.url("/hoodie/account/api/session");
-    let answer = haas.client.get(&url).header("host", &nobody.host).header("origin", "http://page.example").send().await.unwrap();
+    let answer = haas
+        .client
+        .get(&url)
+        .header("host", &nobody.host)
+        .header("origin", "http://page.example")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(answer.headers()["access-control-allow-origin"], "http://page.example");
     let (status, body) = problem(answer).await;
     assert_eq!((status.as_u16(), kind(&body)), (404, "no-such-app"));
@@ -237,11 +274,16 @@ async fn hosts_without_an_app_are_told_so_in_a_way_that_a_page_elsewhere_can_rea
         .header("origin", "http://page.example")
         .header("access-control-request-method", "PUT")
         .header("access-control-request-headers", "content-type")
-        .send().await.unwrap();
+        .send()
+        .await
+        .unwrap();
     assert_eq!(preflight.status(), 204);
     assert_eq!(preflight.headers()["access-control-allow-headers"], "content-type");
     let page = haas.client.get(&url).header("host", &nobody.host).header("accept", "text/html").send().await.unwrap();
-    assert_eq!((page.status().as_u16(), page.headers()["content-type"].to_str().unwrap()), (404, "text/html; charset=utf-8"));
+    assert_eq!(
+        (page.status().as_u16(), page.headers()["content-type"].to_str().unwrap()),
+        (404, "text/html; charset=utf-8")
+    );
     // The control API is not there for other hosts.
     for path in ["/provision", "/instances", "/readyz"] {
         assert_eq!(nobody.get(path).await.unwrap().status(), 404, "{path}");

@@ -75,8 +75,7 @@ impl World {
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let us = i32::try_from(std::process::id()).unwrap();
         let ours = |pid: &i32| {
-            let in_it =
-                fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(self.dir.path()));
+            let in_it = fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(self.dir.path()));
             *pid != us && (in_it || arguments(*pid).contains(self.dir.path().to_str().unwrap()))
         };
         pids.filter(ours).collect()

@@ -440,9 +440,7 @@ async fn a_candidate_can_be_looked_at_without_being_used() {
 async fn measure() {
     for count in [1, 100, 1000, 2000, 10_000] {
         let mut rig = Rig::new();
-        let of = |shift: u16| {
-            Routes::new((0..count).map(|n| support::route(&format!("app{n}"), 5521 + shift + n)))
-        };
+        let of = |shift: u16| Routes::new((0..count).map(|n| support::route(&format!("app{n}"), 5521 + shift + n)));
         serving(&mut rig, &of(0)).await;
         let haproxy = rig.haproxy();
         let (mut render, mut check, mut publish, mut again, mut bare) = (vec![], vec![], vec![], vec![], vec![]);

@@ -126,7 +126,12 @@ async fn postgres_killed_is_answered_503_and_heals_while_every_app_answers() {
     // Frozen first: nobody gets an answer, and the server must not hang with it.
     let all = pids(&format!("postgres.*{}", haas.layout.postgres_data().display())).await;
     let postmaster: i32 = std::fs::read_to_string(haas.layout.postgres_data().join("postmaster.pid"))
-        .unwrap().lines().next().unwrap().parse().unwrap();
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(all.contains(&postmaster));
     let backends = pids(&format!("^postgres: haas")).await;
     let own: Vec<i32> = backends.into_iter().filter(|pid| parent(*pid) == Some(postmaster)).collect();

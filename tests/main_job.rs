@@ -89,7 +89,10 @@ async fn twenty_different_requests_at_once_all_work() {
         assert!(hoodie.knows(&format!("owner-{n}")).await, "{}", hoodie.host);
         assert!(!hoodie.knows(&format!("owner-{}", (n + 1) % 20)).await, "{}", hoodie.host);
     }
-    assert_eq!(haas.sql("SELECT count(*), count(DISTINCT port), count(DISTINCT host) FROM instances").await, "20|20|20");
+    assert_eq!(
+        haas.sql("SELECT count(*), count(DISTINCT port), count(DISTINCT host) FROM instances").await,
+        "20|20|20"
+    );
 }
 
 #[tokio::test]
@@ -112,7 +115,7 @@ async fn deprovisioned_and_provisioned_again_with_the_same_data() {
     assert_eq!(answer.status(), 201);
     let body: Value = answer.json().await.unwrap();
     assert_eq!(body["restored"], true, "{body}");
-    assert!(hoodie.knows("carol").await);
+    assert!(haas.hoodie("alice", "notes").knows("carol").await);
 
     // Without its volume, it begins anew and says so.
     assert_eq!(haas.deprovision("alice", "notes").await.0, 200);
@@ -121,7 +124,7 @@ async fn deprovisioned_and_provisioned_again_with_the_same_data() {
     let answer = haas.post("/provision", &haas.request("alice", "notes")).await.unwrap();
     let body: Value = answer.json().await.unwrap();
     assert_eq!(body["restored"], false, "{body}");
-    assert!(!hoodie.knows("carol").await);
+    assert!(!haas.hoodie("alice", "notes").knows("carol").await);
 }
 
 #[tokio::test]

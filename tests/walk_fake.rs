@@ -85,7 +85,8 @@ async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, port
             let mut state = fake.state();
             match state.containers.get(&name).map(|c| c.instance.is_some()) {
                 None => {
-                    let foreign = FakeContainer { id: 0, instance: None, generation: 0, port: None, status: Status::Running };
+                    let foreign =
+                        FakeContainer { id: 0, instance: None, generation: 0, port: None, status: Status::Running };
                     state.containers.insert(name, foreign);
                 }
                 Some(false) => {

@@ -142,7 +142,11 @@ async fn look_at_server(manifest: &Manifest, findings: &mut Findings) {
     match manifest.has_leader().await {
         Ok(true) => findings.ok("server", "one acts"),
         Ok(false) => {
-            findings.broken("server", "none acts: what is wanted is written down, and not carried out", "start `haas up` or `haas serve`");
+            findings.broken(
+                "server",
+                "none acts: what is wanted is written down, and not carried out",
+                "start `haas up` or `haas serve`",
+            );
         }
         Err(error) => findings.broken("server", error.to_string(), "see postgres"),
     }

@@ -26,11 +26,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let layout = Layout::new(&global.dir)?;
-    anyhow::ensure!(
-        settings::Started::read(&layout)?.is_some(),
-        "no `haas up` has run in {}",
-        layout.dir().display()
-    );
+    anyhow::ensure!(settings::Started::read(&layout)?.is_some(), "no `haas up` has run in {}", layout.dir().display());
     let lock = stop_server(&layout).await?;
     if arguments.remove {
         remove_containers(global, &layout).await?;

@@ -35,7 +35,8 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         let candidate = haproxy.render_candidate(&routes(&live)).await?;
         let running = haproxy.running_generation().await.ok().flatten();
         let published = running.as_deref() == Some(candidate.generation());
-        let planned = dry_run(&world, |row| published.then(|| row.routable())).await.map_err(anyhow::Error::from_boxed)?;
+        let planned =
+            dry_run(&world, |row| published.then(|| row.routable())).await.map_err(anyhow::Error::from_boxed)?;
         if !published {
             println!("publish {} routes to HAProxy", routes(&live).len());
         }

@@ -68,9 +68,9 @@ async fn write_first_configuration(config: &Config) -> anyhow::Result<()> {
     let haproxy = Haproxy::new(Settings::from_config(config));
     match haproxy.publish(&reconcile::routes(&live)).await {
         Ok(_) => Ok(()),
-        Err(error @ (HaproxyError::Rejected { .. } | HaproxyError::Template { .. } | HaproxyError::Unconfirmed { .. }))
-            if config.haproxy.dir.join("haproxy.cfg").exists() =>
-        {
+        Err(
+            error @ (HaproxyError::Rejected { .. } | HaproxyError::Template { .. } | HaproxyError::Unconfirmed { .. }),
+        ) if config.haproxy.dir.join("haproxy.cfg").exists() => {
             log::error!("HAProxy starts with its last good configuration: {error}");
             Ok(())
         }

@@ -235,8 +235,9 @@ impl Containers for Docker {
         } else {
             found.host_config.as_ref().and_then(|host| host.port_bindings.as_ref())
         };
-        let port = bindings
-            .and_then(|bindings| bindings.values().flatten().flatten().find_map(|b| b.host_port.as_ref()?.parse().ok()));
+        let port = bindings.and_then(|bindings| {
+            bindings.values().flatten().flatten().find_map(|b| b.host_port.as_ref()?.parse().ok())
+        });
         Ok(Seen::Ours(Container {
             // Another instance's, of our installation: the manifest says the name is ours.
             generation: generation.filter(|_| same).unwrap_or(NO_GENERATION),
@@ -306,12 +307,7 @@ impl Containers for Docker {
     }
 
     async fn last_log(&self, instance: &Instance) -> Result<String, ContainersError> {
-        let options = LogsOptions {
-            stdout: true,
-            stderr: true,
-            tail: LOG_LINES.to_owned(),
-            ..LogsOptions::default()
-        };
+        let options = LogsOptions { stdout: true, stderr: true, tail: LOG_LINES.to_owned(), ..LogsOptions::default() };
         let Some(id) = self.own(instance).await?.and_then(|found| found.id) else { return Ok(String::new()) };
         let mut lines = self.client().await?.logs(&id, Some(options));
         let mut text = String::new();

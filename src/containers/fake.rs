@@ -167,9 +167,8 @@ impl Containers for FakeWorld {
         let state = self.state();
         let mut containers = state.containers.values();
         !state.mute.contains(&instance.id)
-            && containers.any(|c| {
-                c.instance == Some(instance.id) && c.port == instance.port && c.status == Status::Running
-            })
+            && containers
+                .any(|c| c.instance == Some(instance.id) && c.port == instance.port && c.status == Status::Running)
     }
 
     async fn last_log(&self, _: &Instance) -> Result<String, ContainersError> {

@@ -29,12 +29,7 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), EmbeddedError> {
 
 /// Opens a log for a service to write to. It only ever appends, so the file can be cut under it.
 pub(super) fn open_log(path: &Path) -> Result<File, EmbeddedError> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(EmbeddedError::file("can't open", path))
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(EmbeddedError::file("can't open", path))
 }
 
 /// How long a log is now: a mark for [`tail`].
@@ -66,8 +61,7 @@ pub(super) fn trim(path: &Path, max: u64) -> io::Result<bool> {
         return Ok(false);
     }
     let mut from = File::options().read(true).write(true).open(path)?;
-    let mut to =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(beside(path, ".1"))?;
+    let mut to = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(beside(path, ".1"))?;
     let copied = io::copy(&mut from, &mut to);
     // Also when the copy failed: the bound holds on a full disk above all.
     from.set_len(0)?;

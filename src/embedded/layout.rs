@@ -229,9 +229,6 @@ mod tests {
     #[test]
     fn the_database_url_is_escaped() {
         let layout = Layout::new(Path::new("/ä&b")).unwrap();
-        assert_eq!(
-            layout.database_url(),
-            "postgresql:///haas?host=/%C3%A4%26b/run&user=haas&application_name=haas"
-        );
+        assert_eq!(layout.database_url(), "postgresql:///haas?host=/%C3%A4%26b/run&user=haas&application_name=haas");
     }
 }

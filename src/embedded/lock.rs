@@ -63,12 +63,7 @@ impl Drop for DirLock {
 }
 
 fn open(path: &std::path::Path) -> Result<File, EmbeddedError> {
-    File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(EmbeddedError::file("can't open", path))
+    File::options().create(true).truncate(false).write(true).open(path).map_err(EmbeddedError::file("can't open", path))
 }
 
 fn read_pid(layout: &Layout) -> Option<i32> {

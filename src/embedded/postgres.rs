@@ -43,10 +43,7 @@ impl Postgres {
                 database::make(&mut connection).await?;
                 return Ok(Started::Adopted);
             }
-            log::warn!(
-                "{WHAT} (pid {}) lives, but nothing listens on its socket: it is replaced",
-                postmaster.pid()
-            );
+            log::warn!("{WHAT} (pid {}) lives, but nothing listens on its socket: it is replaced", postmaster.pid());
             end(&[postmaster]).await?;
         }
         let binaries = Binaries::find(&layout.postgres_data()).await?;
@@ -176,12 +173,7 @@ async fn start(layout: &Layout, binaries: &Binaries) -> Result<(), EmbeddedError
     let log_file = layout.postgres_log();
     let mark = files::length(&log_file);
     let (program, mut arguments) = binaries.command("postgres")?;
-    arguments.extend([
-        OsString::from("-D"),
-        data.clone().into(),
-        "-k".into(),
-        layout.postgres_socket_dir().into(),
-    ]);
+    arguments.extend([OsString::from("-D"), data.clone().into(), "-k".into(), layout.postgres_socket_dir().into()]);
     // The socket alone, so that two clusters don't meet on a port; the log is ours to trim.
     for setting in ["listen_addresses=", "unix_socket_permissions=0700", "port=5432", "logging_collector=off"] {
         arguments.extend([OsString::from("-c"), setting.into()]);

@@ -74,12 +74,7 @@ impl Part {
     }
 }
 
-async fn watch(
-    part: Part,
-    layout: &Layout,
-    haproxy_binary: &Path,
-    restarted: mpsc::UnboundedSender<&'static str>,
-) {
+async fn watch(part: Part, layout: &Layout, haproxy_binary: &Path, restarted: mpsc::UnboundedSender<&'static str>) {
     let mut rest = Rest::default();
     let mut process = part.process(layout).await;
     loop {

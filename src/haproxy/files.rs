@@ -23,8 +23,17 @@ macro_rules! pages {
 /// never became one (a head that can't be parsed, or is not complete in time) is answered 400 or
 /// 408 by HAProxy's own page instead, seen on 2.6: no browser sends such a head.
 pub(super) const PAGES: &[(&str, &str)] = pages![
-    "400.http", "403.http", "404.http", "408.http", "413.http", "429.http", "500.http", "502.http", "503.http",
-    "503-control.http", "504.http",
+    "400.http",
+    "403.http",
+    "404.http",
+    "408.http",
+    "413.http",
+    "429.http",
+    "500.http",
+    "502.http",
+    "503.http",
+    "503-control.http",
+    "504.http",
 ];
 
 /// haproxy.cfg and routes.map as they are in some folder.

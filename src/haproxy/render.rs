@@ -105,11 +105,7 @@ pub(super) async fn template(settings: &Settings) -> Result<String, HaproxyError
 }
 
 /// Renders on a thread where it may take its time.
-pub(super) async fn candidate(
-    settings: Settings,
-    routes: Routes,
-    template: String,
-) -> Result<Candidate, HaproxyError> {
+pub(super) async fn candidate(settings: Settings, routes: Routes, template: String) -> Result<Candidate, HaproxyError> {
     tokio::task::spawn_blocking(move || render(&settings, &routes, &template))
         .await
         .map_err(|error| HaproxyError::Template { reason: error.to_string() })?
@@ -123,11 +119,8 @@ pub(super) fn render(settings: &Settings, routes: &Routes, template: &str) -> Re
     };
     let (dir, master_socket, stats_socket) =
         (text(&settings.dir)?, text(&settings.master_socket)?, text(&settings.stats_socket)?);
-    let sections = if routes.len() > settings.sections_max {
-        Vec::new()
-    } else {
-        routes.iter().map(Section::from).collect()
-    };
+    let sections =
+        if routes.len() > settings.sections_max { Vec::new() } else { routes.iter().map(Section::from).collect() };
     let view = View {
         generation: BLANK,
         domain: settings.domain.as_str(),

@@ -63,8 +63,7 @@ impl Fields {
     pub fn finish(self) -> Result<(), Problem> {
         if !self.values.is_empty() {
             let unknown = self.values.into_keys().take(16);
-            let unknown =
-                unknown.map(|name| FieldError { field: shorten(&name), detail: "is not a field".to_owned() });
+            let unknown = unknown.map(|name| FieldError { field: shorten(&name), detail: "is not a field".to_owned() });
             return Err(Problem::UnknownField(unknown.collect()));
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::InvalidFields(self.errors)) }

@@ -103,7 +103,9 @@ impl Problem {
             Self::Superseded => (S::CONFLICT, "superseded", "The opposite was asked for in the meantime"),
             Self::NoSuchInstance => (S::NOT_FOUND, "no-such-instance", "There never was such an instance"),
             Self::NoSuchPath => (S::NOT_FOUND, "no-such-path", "The control API has no such path"),
-            Self::MethodNotAllowed { .. } => (S::METHOD_NOT_ALLOWED, "method-not-allowed", "The path takes another method"),
+            Self::MethodNotAllowed { .. } => {
+                (S::METHOD_NOT_ALLOWED, "method-not-allowed", "The path takes another method")
+            }
             Self::NoSuchApp => (S::NOT_FOUND, "no-such-app", "No app has this host"),
             Self::NotReady => (S::SERVICE_UNAVAILABLE, "not-ready", "This app is not ready yet"),
             Self::NoFreePort => (S::SERVICE_UNAVAILABLE, "no-free-port", "There is no room for another instance"),

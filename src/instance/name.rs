@@ -46,9 +46,7 @@ pub enum NameError {
         max: usize,
     },
     /// Not a DNS label (RFC 1123, section 2.1).
-    #[error(
-        "must be a DNS label: letters a-z, digits and single hyphens, beginning and ending with a letter or digit"
-    )]
+    #[error("must be a DNS label: letters a-z, digits and single hyphens, beginning and ending with a letter or digit")]
     NotALabel,
     /// Two hyphens in a row, which the flat host pattern uses as its separator.
     #[error("must not contain two hyphens in a row")]
@@ -235,12 +233,7 @@ impl HostPattern {
     ///
     /// # Errors
     /// [`NameError::TooLong`] when the whole host, or the flat form's label, is over the limit.
-    pub fn host(
-        self,
-        username: &Username,
-        appname: &AppName,
-        domain: &Hostname,
-    ) -> Result<Hostname, NameError> {
+    pub fn host(self, username: &Username, appname: &AppName, domain: &Hostname) -> Result<Hostname, NameError> {
         match self {
             Self::Nested => Hostname::parse(&format!("{appname}.{username}.{domain}")),
             Self::Flat => {
@@ -292,9 +285,20 @@ mod tests {
             assert!(Email::parse(good).is_ok(), "{good}");
         }
         for bad in [
-            "", "alice", "@example.com", "alice@", "alice@localhost", "a@b@c.de.", "a..b@example.com",
-            "a b@example.com", "a\n@example.com", "a@exa\tmple.com", "<a@example.com>", "a@example.com\r",
-            "a\u{85}b@example.com", "a\u{a0}b@example.com",
+            "",
+            "alice",
+            "@example.com",
+            "alice@",
+            "alice@localhost",
+            "a@b@c.de.",
+            "a..b@example.com",
+            "a b@example.com",
+            "a\n@example.com",
+            "a@exa\tmple.com",
+            "<a@example.com>",
+            "a@example.com\r",
+            "a\u{85}b@example.com",
+            "a\u{a0}b@example.com",
         ] {
             assert!(Email::parse(bad).is_err(), "{bad:?}");
         }
@@ -322,9 +326,7 @@ mod tests {
 
     #[test]
     fn two_pairs_can_share_a_container_name() {
-        let name = |u: &str, a: &str| {
-            ContainerName::of(&Username::parse(u).unwrap(), &AppName::parse(a).unwrap())
-        };
+        let name = |u: &str, a: &str| ContainerName::of(&Username::parse(u).unwrap(), &AppName::parse(a).unwrap());
         assert_eq!(name("a-b", "c"), name("a", "b-c"));
     }
 

@@ -158,8 +158,8 @@ pub fn backoff(attempts: i32, base: Duration, max: Duration) -> Duration {
 /// `stable_after` starts afresh, one that keeps falling over does not.
 #[must_use]
 pub fn attempts_carried(instance: &Instance, stable_after: Duration, now: DateTime<Utc>) -> i32 {
-    let stable = instance.phase == Phase::Running
-        && (now - instance.phase_since).to_std().is_ok_and(|ran| ran >= stable_after);
+    let stable =
+        instance.phase == Phase::Running && (now - instance.phase_since).to_std().is_ok_and(|ran| ran >= stable_after);
     if stable { 0 } else { instance.attempts }
 }
 
@@ -235,7 +235,14 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            Self { row: instance(), container: Seen::Absent, route: None, known: false, answered_generation: 0, now: DateTime::UNIX_EPOCH }
+            Self {
+                row: instance(),
+                container: Seen::Absent,
+                route: None,
+                known: false,
+                answered_generation: 0,
+                now: DateTime::UNIX_EPOCH,
+            }
         }
 
         fn observe(&self) -> Observed {

@@ -131,11 +131,7 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
-    pub async fn deprovision(
-        &self,
-        username: &Username,
-        appname: &AppName,
-    ) -> Result<Option<Instance>, ManifestError> {
+    pub async fn deprovision(&self, username: &Username, appname: &AppName) -> Result<Option<Instance>, ManifestError> {
         self.run(async |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
                 lock_intents(conn).await?;

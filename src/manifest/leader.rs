@@ -60,7 +60,8 @@ impl Leader {
         let mut conn = connect(database_url).await?;
         let asking = async {
             // A machine that dies takes no leave: Postgres must notice, and let another act.
-            let keepalive = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3";
+            let keepalive =
+                "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3";
             conn.batch_execute(keepalive).await?;
             diesel::sql_query("SELECT pg_try_advisory_lock($1) AS granted")
                 .bind::<BigInt, _>(LEADER_LOCK)

@@ -118,11 +118,9 @@ impl Manifest {
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn has_draining_ports(&self) -> Result<bool, ManifestError> {
         self.run(async move |conn| {
-            Ok(diesel::select(diesel::dsl::exists(
-                withheld_ports::table.filter(withheld_ports::reason.eq(DRAINING)),
-            ))
-            .get_result(conn)
-            .await?)
+            Ok(diesel::select(diesel::dsl::exists(withheld_ports::table.filter(withheld_ports::reason.eq(DRAINING))))
+                .get_result(conn)
+                .await?)
         })
         .await
     }
@@ -135,11 +133,8 @@ impl Manifest {
         let range = self.ports;
         self.run(async move |conn| {
             let (first, last) = (i32::from(range.first), i32::from(range.last));
-            let taken: i64 = instances::table
-                .filter(instances::port.between(first, last))
-                .count()
-                .get_result(conn)
-                .await?;
+            let taken: i64 =
+                instances::table.filter(instances::port.between(first, last)).count().get_result(conn).await?;
             let withheld: Vec<(i32, String, DateTime<Utc>)> = withheld_ports::table
                 .filter(withheld_ports::port.between(first, last))
                 .order(withheld_ports::port)

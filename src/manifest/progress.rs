@@ -18,12 +18,7 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ManifestError::Stale`] when the row has changed; others when Postgres can't be asked.
-    pub async fn advance(
-        &self,
-        instance: &Instance,
-        phase: Phase,
-        attempts: i32,
-    ) -> Result<Instance, ManifestError> {
+    pub async fn advance(&self, instance: &Instance, phase: Phase, attempts: i32) -> Result<Instance, ManifestError> {
         let progress = Progress { attempts: Some(attempts), ..Progress::default() };
         self.enter(instance, phase, progress, json!({}), false).await
     }

@@ -135,9 +135,7 @@ impl Manifest {
                     instances::desired
                         .eq(running)
                         .and(instances::phase.eq_any(phases(Desired::Running)))
-                        .or(instances::desired
-                            .eq(deleted)
-                            .and(instances::phase.eq_any(phases(Desired::Deleted)))),
+                        .or(instances::desired.eq(deleted).and(instances::phase.eq_any(phases(Desired::Deleted)))),
                 );
             }
             if let Some((username, appname)) = after {

@@ -202,9 +202,8 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         let names: HashMap<Uuid, &str> = live.iter().map(|row| (row.id, row.container.as_str())).collect();
         let live: HashSet<Uuid> = names.keys().copied().collect();
         let mut due = self.orphans.due(owned, &live, self.world.settings.orphan_grace, Instant::now());
-        let misnamed = |owned: &&Owned| {
-            owned.instance.and_then(|id| names.get(&id)).is_some_and(|name| *name != owned.name)
-        };
+        let misnamed =
+            |owned: &&Owned| owned.instance.and_then(|id| names.get(&id)).is_some_and(|name| *name != owned.name);
         let misnamed: Vec<Owned> = owned.iter().filter(misnamed).cloned().collect();
         let ids = misnamed.iter().filter_map(|owned| owned.instance).collect();
         let renamed: HashSet<String> = misnamed.iter().map(|owned| owned.id.clone()).collect();
@@ -218,9 +217,11 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
             for orphan in due {
                 // A row may have come to want it since.
                 let wanted = match orphan.instance {
-                    Some(id) => world.manifest.get(id).await.map_or(true, |row| {
-                        row.is_some_and(|row| row.phase != crate::instance::Phase::Deleted)
-                    }),
+                    Some(id) => world
+                        .manifest
+                        .get(id)
+                        .await
+                        .map_or(true, |row| row.is_some_and(|row| row.phase != crate::instance::Phase::Deleted)),
                     None => false,
                 };
                 if wanted && !renamed.contains(&orphan.id) {

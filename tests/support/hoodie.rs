@@ -29,12 +29,8 @@ impl Hoodie {
 
     async fn put(&self, path: &str, body: Value) -> StatusCode {
         let request = self.client.put(self.url(path)).header("host", &self.host);
-        let answer = request
-            .header("content-type", "application/vnd.api+json")
-            .body(body.to_string())
-            .send()
-            .await
-            .unwrap();
+        let answer =
+            request.header("content-type", "application/vnd.api+json").body(body.to_string()).send().await.unwrap();
         answer.status()
     }
 

@@ -165,7 +165,12 @@ impl Installation {
     pub async fn control(&self, path: &str) -> reqwest::Result<Response> {
         let url = format!("http://127.0.0.1:{}{path}", self.ports.http);
         let request = self.client.get(url).header("host", "haas.localhost");
-        request.bearer_auth(std::fs::read_to_string(self.layout.secrets_dir().join("provision.secret")).unwrap_or_default().trim()).send().await
+        request
+            .bearer_auth(
+                std::fs::read_to_string(self.layout.secrets_dir().join("provision.secret")).unwrap_or_default().trim(),
+            )
+            .send()
+            .await
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> reqwest::Result<Response> {

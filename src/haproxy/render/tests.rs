@@ -40,10 +40,7 @@ fn no_app() {
 fn two_apps() {
     let candidate = rendered(&settings(), &two());
     insta::assert_snapshot!(candidate.cfg());
-    assert_eq!(
-        candidate.map(),
-        "notes.alice.haas.localhost 127.0.0.1:5521\ntodo.bob.haas.localhost 127.0.0.1:5522\n"
-    );
+    assert_eq!(candidate.map(), "notes.alice.haas.localhost 127.0.0.1:5521\ntodo.bob.haas.localhost 127.0.0.1:5522\n");
 }
 
 #[test]
