@@ -119,8 +119,7 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
     let workers = api.settings.workers;
     let server = HttpServer::new(move || {
         let domain = api.settings.domain.clone();
-        let control_host =
-            move |context: &GuardContext<'_>| host(context.head()).as_deref() == Some(domain.as_str());
+        let control_host = move |context: &GuardContext<'_>| host(context.head()).as_deref() == Some(domain.as_str());
         App::new()
             .app_data(web::Data::new(api.clone()))
             .wrap_fn(|request, service| {
@@ -129,8 +128,8 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
                 let answer = service.call(request);
                 async move {
                     let answer: ServiceResponse = answer.await?;
-                    let milliseconds = began.elapsed().as_millis();
-                    log::info!(status = answer.status().as_u16(), milliseconds = milliseconds as u64; "{method} {path:?}");
+                    let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    log::info!(status = answer.status().as_u16(), milliseconds; "{method} {path:?}");
                     Ok(answer)
                 }
             })

@@ -9,15 +9,22 @@ use haas::cli::{Cli, Outcome};
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    env_logger::Builder::new()
-        .filter_level(cli.log_level())
-        .parse_env(env_logger::Env::new().filter("HAAS_LOG"))
-        .init();
+    env_logger::Builder::new().parse_filters(&filters(std::env::var("HAAS_LOG").ok(), cli.log_level())).init();
     match cli.run().await {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             eprintln!("haas: {error:#}");
             Outcome::Failed.into()
         }
+    }
+}
+
+/// A bare level is meant for our own modules: what other crates trace holds whole requests, a
+/// secret in them too. Who wants those says so, `HAAS_LOG=haas=debug,bollard=trace`.
+fn filters(wanted: Option<String>, default: log::LevelFilter) -> String {
+    match wanted {
+        Some(filters) if filters.contains(['=', ',']) => filters,
+        Some(level) => format!("warn,haas={level}"),
+        None => format!("warn,haas={default}"),
     }
 }

@@ -113,12 +113,12 @@ async fn watch_secrets(dir: PathBuf, secrets: Secrets) {
     };
     let Err(error) = watch::folder(&dir, None, reload).await;
     log::error!("{} is not watched: a rotated secret needs a restart: {error}", dir.display());
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn watch_template(template: PathBuf, nudges: Nudges) {
     let dir = template.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Err(error) = watch::folder(dir, Some(&template), || nudges.nudge_haproxy()).await;
     log::error!("{} is not watched: {error}", template.display());
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

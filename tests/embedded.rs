@@ -1,6 +1,8 @@
 //! The parts that `haas up` runs, for real: each test has a folder, a cluster and an HAProxy of
 //! its own.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
@@ -113,6 +115,14 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            for pid in self.pids() {
+                eprintln!("{pid} {:?} {}", stat(pid, 3), arguments(pid));
+            }
+            for log in ["haproxy.log", "postgres.log"] {
+                eprintln!("{log}:\n{}", fs::read_to_string(self.layout.log_dir().join(log)).unwrap_or_default());
+            }
+        }
         // One that was killed may have left a child that the list did not have yet.
         for _ in 0..100 {
             let pids = self.pids();
@@ -203,7 +213,7 @@ async fn haproxy_is_started_adopted_and_stopped() {
 
     // A reload puts arguments before ours, and it is ours all the same.
     kill(Pid::from_raw(master), Signal::SIGUSR2).unwrap();
-    soon("the reload", async || arguments(master).contains(" -sf ")).await;
+    soon("a worker of the reload", async || world.pids().into_iter().any(|pid| arguments(pid).contains(" -sf "))).await;
     soon("its answer", async || HaproxyProcess::is_running(&world.layout).await).await;
     assert_eq!(world.ensure_haproxy().await.unwrap(), Started::Adopted);
     assert_eq!(world.master(), master);
@@ -404,7 +414,7 @@ async fn the_server_of_another_test() {
     Postgres::ensure(&layout).await.unwrap();
     HaproxyProcess::ensure(&layout, Path::new(HAPROXY)).await.unwrap();
     println!("\nready");
-    sleep(Duration::from_secs(60)).await;
+    sleep(Duration::from_mins(1)).await;
 }
 
 #[tokio::test]
@@ -433,7 +443,7 @@ async fn what_dies_is_started_again() {
     kill_9(world.postmaster());
     assert_eq!(timeout(Duration::from_secs(20), restarts.recv()).await.unwrap(), Some("postgres"));
     world.write_cfg("");
-    assert_eq!(timeout(Duration::from_secs(60), restarts.recv()).await.unwrap(), Some("haproxy"));
+    assert_eq!(timeout(Duration::from_mins(1), restarts.recv()).await.unwrap(), Some("haproxy"));
     assert!(world.haproxy_answers());
 
     supervisor.abort();

@@ -47,7 +47,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         .filter(|_| in_force)
         .collect();
     let mut rows: Vec<Row> = Vec::new();
-    for route in wanted.iter() {
+    for route in &wanted {
         let target = format!("127.0.0.1:{}", route.port);
         let standing = if mapped.remove(route.host.as_str()) == Some(&target) { "live" } else { "pending" };
         rows.push(Row {

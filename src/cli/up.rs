@@ -45,7 +45,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     migrate(&config.manifest.database_url).await?;
     write_first_configuration(&config).await?;
     log::info!("HAProxy: {:?}", HaproxyProcess::ensure(&layout, &config.haproxy.binary).await?);
-    let on_restart = |what: &'static str| log::warn!("{what} was started again");
+    let on_restart = |what: &'static str| log::debug!("{what} was started again");
     let supervisor = tokio::spawn(embedded::supervise(layout.clone(), config.haproxy.binary.clone(), on_restart));
 
     let served = server::run(&config, stop).await;

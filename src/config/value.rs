@@ -18,11 +18,11 @@ pub(super) trait Setting: Sized {
 /// The value that a text in the environment stands for: a number or a truth value where it
 /// reads as one, text otherwise.
 pub(super) fn from_environment(text: &str) -> Value {
-    if let Ok(number) = text.parse() {
+    if let Ok(number) = text.parse::<i64>() {
         Value::Integer(number)
-    } else if let Ok(number) = text.parse() {
+    } else if let Ok(number) = text.parse::<f64>() {
         Value::Float(number)
-    } else if let Ok(truth) = text.parse() {
+    } else if let Ok(truth) = text.parse::<bool>() {
         Value::Boolean(truth)
     } else {
         Value::String(text.to_owned())

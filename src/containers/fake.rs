@@ -72,7 +72,6 @@ impl FakeWorld {
     ///
     /// # Panics
     /// When another holder has panicked.
-    #[must_use]
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| panic!("a test has failed already: {poisoned}"))
     }

@@ -1,8 +1,10 @@
 //! One `haas up` to a folder.
 
 use std::fs::{self, File, TryLockError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
+use std::thread::sleep;
+use std::time::Duration;
 
 use super::error::EmbeddedError;
 use super::files;
@@ -25,12 +27,20 @@ impl DirLock {
     pub fn acquire(layout: &Layout) -> Result<Self, EmbeddedError> {
         let path = layout.lock_file();
         let file = open(&path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(EmbeddedError::Locked { dir: layout.dir().to_owned(), pid: read_pid(layout) });
+        let mut attempts = 0;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                // Another command may be in the middle of `holder`.
+                Err(TryLockError::WouldBlock) if attempts < 10 => {
+                    attempts += 1;
+                    sleep(Duration::from_millis(20));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(EmbeddedError::Locked { dir: layout.dir().to_owned(), pid: read_pid(layout) });
+                }
+                Err(TryLockError::Error(error)) => return Err(EmbeddedError::file("can't lock", &path)(error)),
             }
-            Err(TryLockError::Error(error)) => return Err(EmbeddedError::file("can't lock", &path)(error)),
         }
         let pid_file = layout.server_pid_file();
         files::replace(&pid_file, format!("{}\n", process::id()).as_bytes())?;
@@ -47,7 +57,7 @@ impl DirLock {
         if !path.exists() {
             return Ok(None);
         }
-        match open(&path)?.try_lock() {
+        match open(&path)?.try_lock_shared() {
             Ok(()) => Ok(None),
             Err(TryLockError::WouldBlock) => Ok(read_pid(layout)),
             Err(TryLockError::Error(error)) => Err(EmbeddedError::file("can't lock", &path)(error)),
@@ -62,7 +72,7 @@ impl Drop for DirLock {
     }
 }
 
-fn open(path: &std::path::Path) -> Result<File, EmbeddedError> {
+fn open(path: &Path) -> Result<File, EmbeddedError> {
     File::options().create(true).truncate(false).write(true).open(path).map_err(EmbeddedError::file("can't open", path))
 }
 

@@ -24,7 +24,7 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 const STABLE_AFTER: Duration = Duration::from_mins(1);
 
 /// Restarts Postgres and HAProxy when they die, and trims their logs. Runs until it is dropped;
-/// both must have been ensured before. `on_restart` gets the part's name, "postgres" or
+/// both must have been ensured before, and are stopped only after it was dropped. `on_restart` gets the part's name, "postgres" or
 /// "haproxy", when it is back.
 pub async fn supervise(layout: Layout, haproxy_binary: PathBuf, on_restart: impl Fn(&'static str) + Send) {
     let (sender, mut receiver) = mpsc::unbounded_channel();

@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(super) async fn until(api: &Api, written: Instance, done: impl Fn(&Instance) -> bool) -> Instance {
     let id: Uuid = written.id;
     let deadline = Instant::now() + api.settings.wait;
-    let mut changes = api.nudges.subscribe();
+    let mut news = api.nudges.subscribe();
     let mut latest = written;
     loop {
         // The intent is written: a database that goes away now makes this a slow answer, not a failed one.
@@ -27,7 +27,7 @@ pub(super) async fn until(api: &Api, written: Instance, done: impl Fn(&Instance)
         }
         let look = deadline.min(Instant::now() + LOOK);
         loop {
-            match timeout_at(look, changes.recv()).await {
+            match timeout_at(look, news.recv()).await {
                 Ok(Ok(changed)) if changed != id => {}
                 Ok(Ok(_) | Err(RecvError::Lagged(_))) | Err(_) => break,
                 Ok(Err(RecvError::Closed)) => {

@@ -95,6 +95,7 @@ pub fn plan(instance: &Instance, observed: &Observed, now: DateTime<Utc>) -> Ste
     }
 }
 
+#[allow(clippy::match_same_arms, reason = "the arms stand in the order of an instance's life")]
 fn towards_running(instance: &Instance, observed: &Observed, now: DateTime<Utc>) -> Step {
     let current = match &observed.container {
         Seen::Ours(c) if c.generation == instance.generation && c.port == instance.port => Some(c.status),
@@ -278,6 +279,7 @@ mod tests {
         }
 
         /// One step of the executor. `crash` stops it before it writes to the manifest.
+        #[allow(clippy::match_same_arms, reason = "one arm for each step")]
         fn step(&mut self, crash: bool, never_ready: bool) -> Step {
             let step = plan(&self.row, &self.observe(), self.now);
             match step.clone() {

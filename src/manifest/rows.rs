@@ -71,6 +71,7 @@ impl TryFrom<InstanceRow> for Instance {
 /// The columns that the reconciler's compare-and-set may touch; `None` leaves one as it is.
 #[derive(Debug, Default, AsChangeset)]
 #[diesel(table_name = instances)]
+#[allow(clippy::option_option, reason = "diesel's way: the outer says whether, the inner is what is written")]
 pub(super) struct Progress {
     pub desired: Option<&'static str>,
     pub phase: Option<&'static str>,

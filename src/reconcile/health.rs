@@ -92,6 +92,7 @@ impl Health {
         self.set("HAProxy", detail, |report| &mut report.haproxy);
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "every caller has one to give away")]
     /// Writes a part's state down, and logs it when it is news.
     fn set(&self, name: &str, detail: Option<String>, part: impl Fn(&mut Report) -> &mut Part) {
         let mut before = self.report();

@@ -113,7 +113,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
             }
         };
         self.health.postgres(None);
-        self.report_corrupt(corrupt);
+        self.report_corrupt(&corrupt);
         self.publish(&live);
         let owned = self.look_at_docker().await;
         self.free_ports().await;
@@ -237,7 +237,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         ids
     }
 
-    fn report_corrupt(&mut self, corrupt: Vec<ManifestError>) {
+    fn report_corrupt(&mut self, corrupt: &[ManifestError]) {
         let corrupt: HashSet<String> = corrupt.iter().map(ToString::to_string).collect();
         for news in corrupt.difference(&self.corrupt) {
             log::error!("{news}; it is left alone");

@@ -11,7 +11,7 @@ pub struct Hoodie {
 }
 
 pub fn client() -> Client {
-    Client::builder().no_proxy().timeout(std::time::Duration::from_secs(60)).build().unwrap()
+    Client::builder().no_proxy().timeout(std::time::Duration::from_mins(1)).build().unwrap()
 }
 
 impl Hoodie {

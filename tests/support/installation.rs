@@ -95,7 +95,7 @@ impl Installation {
     }
 
     pub async fn ready(&mut self) {
-        eventually("the server is ready", Duration::from_secs(60), || async {
+        eventually("the server is ready", Duration::from_mins(1), || async {
             let answer = self.control("/readyz").await.ok()?;
             (answer.status() == 200).then_some(())
         })
@@ -121,14 +121,9 @@ impl Installation {
         }
     }
 
-    /// Ends the server and nothing else, as `kill -9` does.
-    pub async fn stop_server_only(&mut self) {
-        self.kill();
-    }
-
     /// Waits until the control API answers, whatever it says of the parts.
     pub async fn reachable(&mut self) {
-        eventually("the control API answers", Duration::from_secs(60), || async {
+        eventually("the control API answers", Duration::from_mins(1), || async {
             let answer = self.control("/healthz").await.ok()?;
             (answer.status() == 200).then_some(())
         })
@@ -146,7 +141,7 @@ impl Installation {
     /// Waits for the process to end by itself.
     pub async fn ended(&mut self) {
         let mut child = self.child.take().unwrap();
-        tokio::time::timeout(Duration::from_secs(60), tokio::task::spawn_blocking(move || child.wait()))
+        tokio::time::timeout(Duration::from_mins(1), tokio::task::spawn_blocking(move || child.wait()))
             .await
             .expect("the server should have ended by itself")
             .unwrap()

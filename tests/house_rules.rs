@@ -1,0 +1,95 @@
+//! Rules of the house that the compiler does not know: who may call whom.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources(room: &str) -> Vec<(PathBuf, String)> {
+    fn collect(path: &Path, found: &mut Vec<(PathBuf, String)>) {
+        if path.is_dir() {
+            for entry in fs::read_dir(path).unwrap() {
+                collect(&entry.unwrap().path(), found);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(path).unwrap();
+            // Unit tests may reach wherever they like.
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+            found.push((path.to_owned(), code));
+        }
+    }
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    collect(&src.join(room), &mut found);
+    collect(&src.join(format!("{room}.rs")), &mut found);
+    assert!(!found.is_empty(), "there is no room {room}");
+    found
+}
+
+fn forbid(room: &str, words: &[&str]) {
+    for (path, code) in sources(room) {
+        for word in words {
+            assert!(!code.contains(word), "{} mentions {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_domain_is_pure() {
+    forbid(
+        "instance",
+        &[
+            "crate::manifest",
+            "crate::containers",
+            "crate::haproxy",
+            "crate::http",
+            "crate::reconcile",
+            "tokio::",
+            "async fn",
+        ],
+    );
+}
+
+#[test]
+fn the_api_touches_neither_docker_nor_haproxy() {
+    forbid("http", &["crate::containers", "crate::haproxy", "bollard", "crate::cli"]);
+}
+
+#[test]
+fn the_manifest_is_the_only_way_to_the_database() {
+    for room in ["http", "reconcile", "containers", "haproxy", "instance", "cli"] {
+        forbid(room, &["diesel", "sql_query"]);
+    }
+}
+
+#[test]
+fn only_containers_speak_to_docker_and_only_haproxy_signals_it() {
+    for room in ["http", "reconcile", "manifest", "haproxy", "instance", "cli", "embedded"] {
+        forbid(room, &["bollard"]);
+    }
+    for room in ["http", "reconcile", "manifest", "containers", "instance"] {
+        forbid(room, &["sys::signal"]);
+    }
+}
+
+#[test]
+fn data_flows_one_way() {
+    forbid("manifest", &["crate::http", "crate::reconcile", "crate::containers", "crate::haproxy", "crate::cli"]);
+    forbid("containers", &["crate::http", "crate::reconcile", "crate::manifest", "crate::cli"]);
+    forbid("haproxy", &["crate::http", "crate::reconcile", "crate::manifest", "crate::containers", "crate::cli"]);
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    for room in ["http", "reconcile", "manifest", "containers", "haproxy", "instance", "cli", "embedded", "config"] {
+        forbid(room, &["todo!(", "unimplemented!(", "dbg!(", "TODO", "FIXME"]);
+    }
+}
+
+#[test]
+fn files_stay_small() {
+    for room in ["http", "reconcile", "manifest", "containers", "haproxy", "instance", "cli", "embedded", "config"] {
+        for (path, code) in sources(room) {
+            assert!(code.lines().count() <= 500, "{}: look for the second room in it", path.display());
+        }
+    }
+}
