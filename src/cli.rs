@@ -1,11 +1,17 @@
 //! The commands. Those that change something write intent into the manifest, as the API does;
 //! the server carries it out.
 
+/// Prints a line; see [`output::line`].
+macro_rules! say {
+    ($($argument:tt)*) => { $crate::cli::output::line(format_args!($($argument)*)) };
+}
+
 mod config;
 mod doctor;
 mod down;
 mod instances;
 mod intent;
+mod output;
 mod reconcile;
 mod routes;
 mod serve;

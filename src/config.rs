@@ -221,8 +221,22 @@ impl Layers {
     }
 }
 
-/// Variables that share our prefix and are not settings: command-line options and the scripts'.
-const NOT_SETTINGS: &[&str] = &["HAAS_CONFIG", "HAAS_DIR", "HAAS_LOG", "HAAS_BASE_IMAGE", "HAAS_FAILPOINT"];
+/// Variables that share our prefix and are not settings: command-line options, the scripts', the tests'.
+const NOT_SETTINGS: &[&str] = &[
+    "HAAS_BASE_IMAGE",
+    "HAAS_CONFIG",
+    "HAAS_DIR",
+    "HAAS_DOCKERD_",
+    "HAAS_FAILPOINT",
+    "HAAS_LOG",
+    "HAAS_TEST_",
+    "HAAS_WALK_",
+];
+
+fn is_setting(variable: &str) -> bool {
+    let other = |name: &str| variable == name || name.ends_with('_') && variable.starts_with(name);
+    variable.starts_with("HAAS_") && !NOT_SETTINGS.iter().any(|name| other(name))
+}
 
 impl Config {
     /// Puts the layers together: `file` (if any), then the environment, then `overrides` by
@@ -251,7 +265,7 @@ impl Config {
         for (name, text) in environment {
             if name == "DATABASE_URL" {
                 database_url = Some(text);
-            } else if name.starts_with("HAAS_") && !NOT_SETTINGS.contains(&name.as_str()) {
+            } else if is_setting(&name) {
                 ours.insert(name, text);
             }
         }
@@ -356,7 +370,9 @@ mod tests {
     #[test]
     fn the_environment_is_stronger_than_the_file_and_the_command_line_than_both() {
         let text = "[tenant]\nimage = \"a\"\nmemory_mib = 200\n[http]\nwait = \"1s\"";
-        let config = load(text, &[("HAAS_TENANT_IMAGE", "b"), ("HAAS_TENANT_MEMORY_MIB", "300")]).unwrap();
+        let others = [("HAAS_LOG", "debug"), ("HAAS_DOCKERD_ARGS", "-D"), ("HOME", "/"), ("HAAS_DIR", "/x")];
+        let ours = [("HAAS_TENANT_IMAGE", "b"), ("HAAS_TENANT_MEMORY_MIB", "300")];
+        let config = load(text, &[&others[..], &ours].concat()).unwrap();
         assert_eq!((config.tenant.image.as_str(), config.tenant.memory_mib), ("b", 300));
         assert_eq!(config.http.wait, Duration::from_secs(1));
         let overrides = BTreeMap::from([("tenant.image".to_owned(), Value::String("c".to_owned()))]);

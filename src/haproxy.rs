@@ -266,7 +266,12 @@ impl Haproxy {
         let folder = self.settings.dir.join(format!("candidate-{}", std::process::id()));
         let checked = check::check(&self.settings, Arc::new(candidate.clone()), folder.clone()).await;
         files::remove_folder(&folder).await?;
-        checked
+        // The folder is gone: only the files' names mean something to who reads this.
+        let prefix = format!("{}/", folder.display());
+        checked.map_err(|error| match error {
+            HaproxyError::Rejected { message } => HaproxyError::Rejected { message: message.replace(&prefix, "") },
+            other => other,
+        })
     }
 
     /// The generation that the running worker reports; none when HAProxy is down, or runs

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Args;
 use similar::TextDiff;
 
-use super::{Global, Outcome, settings};
+use super::{Global, Outcome, output, settings};
 use crate::config::Config;
 use crate::haproxy::{Haproxy, Settings};
 use crate::manifest::Manifest;
@@ -22,7 +22,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     if arguments.example {
-        print!("{}", Config::example());
+        output::text(&Config::example());
         return Ok(Outcome::Done);
     }
     let config = settings::of_server(global)?;
@@ -32,7 +32,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         std::fs::read_to_string(&path).with_context(|| path.display().to_string())
     };
     if !arguments.diff {
-        print!("{}", read("haproxy.cfg")?);
+        output::text(&read("haproxy.cfg")?);
         return Ok(Outcome::Done);
     }
     let (live, _) = Manifest::new(&config).live().await?;
@@ -43,7 +43,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         if present != text {
             changed = true;
             let diff = TextDiff::from_lines(present.as_str(), text);
-            print!("{}", diff.unified_diff().header(name, &format!("{name} (candidate)")));
+            output::text(&diff.unified_diff().header(name, &format!("{name} (candidate)")).to_string());
         }
     }
     Ok(if changed { Outcome::NotReady } else { Outcome::Done })

@@ -90,7 +90,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     }
     let Findings(findings) = findings;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        say!("{}", serde_json::to_string_pretty(&findings)?);
     } else {
         for finding in &findings {
             let mark = match finding.verdict {
@@ -99,9 +99,9 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
                 Verdict::Broken => "BROKEN",
             };
             let detail = finding.detail.replace('\n', "\n                    ");
-            println!("{mark:<8} {:<10} {detail}", finding.part);
+            say!("{mark:<8} {:<10} {detail}", finding.part);
             if let Some(advice) = &finding.advice {
-                println!("                    → {advice}");
+                say!("                    → {advice}");
             }
         }
     }

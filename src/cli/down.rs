@@ -32,14 +32,14 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         remove_containers(global, &layout).await?;
     }
     if HaproxyProcess::stop(&layout).await? {
-        println!("HAProxy stopped");
+        say!("HAProxy stopped");
     }
     if Postgres::stop(&layout).await? {
-        println!("Postgres stopped");
+        say!("Postgres stopped");
     }
     drop(lock);
     if !arguments.remove {
-        println!("tenants keep running; `haas down --remove` ends them");
+        say!("tenants keep running; `haas down --remove` ends them");
     }
     Ok(Outcome::Done)
 }
@@ -59,7 +59,7 @@ async fn stop_server(layout: &Layout) -> anyhow::Result<DirLock> {
         };
         if told != Some(pid) {
             kill(Pid::from_raw(pid), Signal::SIGTERM).with_context(|| format!("signalling process {pid}"))?;
-            println!("stopping the server (process {pid})");
+            say!("stopping the server (process {pid})");
             told = Some(pid);
         }
         anyhow::ensure!(Instant::now() < deadline, "process {pid} does not stop");
@@ -86,7 +86,7 @@ async fn remove_containers(global: &Global, layout: &Layout) -> anyhow::Result<(
         finish(Some(removed))?;
     }
     world.containers.remove_network().await?;
-    println!("{count} container(s) removed; their data stays in their volumes");
+    say!("{count} container(s) removed; their data stays in their volumes");
     Ok(())
 }
 

@@ -57,13 +57,13 @@ pub(super) async fn list(global: &Global, arguments: &List) -> anyhow::Result<Ou
     }
     if arguments.json {
         let views: Vec<_> = found.iter().map(|row| InstanceView::new(row, config.public_port())).collect();
-        println!("{}", serde_json::to_string_pretty(&views)?);
+        say!("{}", serde_json::to_string_pretty(&views)?);
         return Ok(Outcome::Done);
     }
     let hide_deleted = !arguments.all && arguments.state.is_none();
     let shown: Vec<_> = found.iter().filter(|row| !(hide_deleted && row.state() == State::Deleted)).collect();
     if shown.is_empty() {
-        println!("no instances");
+        say!("no instances");
         return Ok(Outcome::Done);
     }
     let mut rows = table(&["USER", "APP", "STATE", "HOST", "PORT", "FOR", "ERROR"]);
@@ -98,10 +98,10 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
         object["attempts"] = json!(row.attempts);
         object["last_log"] = json!(row.last_log);
         object["events"] = serde_json::to_value(&events)?;
-        println!("{}", serde_json::to_string_pretty(&object)?);
+        say!("{}", serde_json::to_string_pretty(&object)?);
         return Ok(Outcome::Done);
     }
-    println!("{} of {}: {} ({} for {})", view.appname, view.username, view.state, row.phase, age(row.phase_since));
+    say!("{} of {}: {} ({} for {})", view.appname, view.username, view.state, row.phase, age(row.phase_since));
     let mut lines = vec![
         ("endpoint", view.endpoint),
         ("container", view.container),
@@ -120,16 +120,16 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
         lines.push(("attempts", format!("{}; the next one at {}", row.attempts, at.to_rfc3339())));
     }
     for (name, value) in lines {
-        println!("  {name:<11} {value}");
+        say!("  {name:<11} {value}");
     }
-    println!("events, newest first:");
+    say!("events, newest first:");
     for event in events {
-        println!("  {}  {:<14} {}", event.at.format("%F %T"), event.kind, event.detail);
+        say!("  {}  {:<14} {}", event.at.format("%F %T"), event.kind, event.detail);
     }
     if let Some(log) = &row.last_log {
-        println!("last lines of its log before it failed:");
+        say!("last lines of its log before it failed:");
         for line in log.lines() {
-            println!("  {line}");
+            say!("  {line}");
         }
     }
     Ok(Outcome::Done)

@@ -130,18 +130,18 @@ async fn wait(
 fn report(config: &Config, row: &Instance, json: bool) -> anyhow::Result<()> {
     let view = InstanceView::new(row, config.public_port());
     if json {
-        println!("{}", serde_json::to_string_pretty(&view)?);
+        say!("{}", serde_json::to_string_pretty(&view)?);
         return Ok(());
     }
     match row.state() {
-        State::Running => println!("{} answers at {}", view.container, view.endpoint),
+        State::Running => say!("{} answers at {}", view.container, view.endpoint),
         State::Deleted => match &view.last_error {
-            Some(error) => println!("{} was refused: {error}", view.container),
-            None => println!("{} is gone; its data stays in volume {}", view.container, row.volume()),
+            Some(error) => say!("{} was refused: {error}", view.container),
+            None => say!("{} is gone; its data stays in volume {}", view.container, row.volume()),
         },
         state => {
             let why = view.last_error.map(|error| format!(": {error}")).unwrap_or_default();
-            println!("{} is {state} ({}){why}; `haas show` tells more", view.container, row.phase);
+            say!("{} is {state} ({}){why}; `haas show` tells more", view.container, row.phase);
         }
     }
     Ok(())

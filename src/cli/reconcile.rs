@@ -38,10 +38,10 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         let planned =
             dry_run(&world, |row| published.then(|| row.routable())).await.map_err(anyhow::Error::from_boxed)?;
         if !published {
-            println!("publish {} routes to HAProxy", routes(&live).len());
+            say!("publish {} routes to HAProxy", routes(&live).len());
         }
         if planned.is_empty() {
-            println!("every instance is settled");
+            say!("every instance is settled");
         } else {
             let mut rows = table(&["CONTAINER", "PHASE", "NEXT STEP"]);
             for planned in planned {
@@ -57,7 +57,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     }
     match settle(world, &config.manifest.database_url, Health::default(), LIMIT).await {
         Ok(true) => {
-            println!("everything that can be done now is done");
+            say!("everything that can be done now is done");
             Ok(Outcome::Done)
         }
         Ok(false) => {

@@ -65,11 +65,11 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         }
     }
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        say!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(Outcome::Done);
     }
     if rows.is_empty() {
-        println!("no routes");
+        say!("no routes");
         return Ok(Outcome::Done);
     }
     let mut shown = table(&["HOST", "TARGET", "CONTAINER", "STANDING", "FOR"]);

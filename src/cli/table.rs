@@ -14,7 +14,7 @@ pub(super) fn table(headings: &[&str]) -> Table {
 /// Prints it, without the blanks that padding leaves at the ends of lines.
 pub(super) fn print(table: &Table) {
     for line in table.to_string().lines() {
-        println!("{}", line.strip_prefix(' ').unwrap_or(line).trim_end());
+        say!("{}", line.strip_prefix(' ').unwrap_or(line).trim_end());
     }
 }
 

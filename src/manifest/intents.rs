@@ -44,8 +44,7 @@ impl Manifest {
     /// [`ManifestError::NoFreePort`] change nothing; others when Postgres can't be asked.
     pub async fn provision(&self, new: &NewInstance) -> Result<Provisioned, ManifestError> {
         let (container, host) = names(self, new)?;
-        let retry_after = chrono::Duration::from_std(self.port_retry_after).unwrap_or(chrono::Duration::MAX);
-        let occupied_before = Utc::now().checked_sub_signed(retry_after).unwrap_or(DateTime::<Utc>::MIN_UTC);
+        let occupied_before = self.occupied_before();
         let range = self.ports;
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {

@@ -92,6 +92,12 @@ pub(super) async fn withhold(
 }
 
 impl Manifest {
+    /// A port that something else held before this time is worth another try.
+    pub(super) fn occupied_before(&self) -> DateTime<Utc> {
+        let retry_after = chrono::Duration::from_std(self.port_retry_after).unwrap_or(chrono::Duration::MAX);
+        Utc::now().checked_sub_signed(retry_after).unwrap_or(DateTime::<Utc>::MIN_UTC)
+    }
+
     /// Frees the ports that no HAProxy worker can route to any more: those given back before
     /// the oldest worker that is on its way out had started, or all when there is none.
     ///
@@ -130,13 +136,17 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn port_use(&self) -> Result<PortUse, ManifestError> {
-        let range = self.ports;
+        let (range, occupied_before) = (self.ports, self.occupied_before());
         self.run(async move |conn| {
             let (first, last) = (i32::from(range.first), i32::from(range.last));
             let taken: i64 =
                 instances::table.filter(instances::port.between(first, last)).count().get_result(conn).await?;
             let withheld: Vec<(i32, String, DateTime<Utc>)> = withheld_ports::table
                 .filter(withheld_ports::port.between(first, last))
+                .filter(withheld_ports::reason.eq(DRAINING).or(withheld_ports::since.gt(occupied_before)))
+                .filter(diesel::dsl::not(diesel::dsl::exists(
+                    instances::table.filter(instances::port.eq(withheld_ports::port.nullable())),
+                )))
                 .order(withheld_ports::port)
                 .load(conn)
                 .await?;

@@ -100,8 +100,7 @@ impl Manifest {
     /// [`ManifestError::NoFreePort`]; otherwise as for [`Manifest::advance`].
     pub async fn move_port(&self, instance: &Instance) -> Result<Instance, ManifestError> {
         let range = self.ports;
-        let retry_after = chrono::Duration::from_std(self.port_retry_after).unwrap_or(chrono::Duration::MAX);
-        let occupied_before = Utc::now().checked_sub_signed(retry_after).unwrap_or(DateTime::<Utc>::MIN_UTC);
+        let occupied_before = self.occupied_before();
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
                 super::intents::lock_intents(conn).await?;

@@ -51,3 +51,5 @@ diesel::table! {
         detail -> Jsonb,
     }
 }
+
+diesel::allow_tables_to_appear_in_same_query!(instances, withheld_ports);
