@@ -311,16 +311,20 @@ impl Haproxy {
     /// Check and swap, unless the files are there already.
     async fn put_in_place(&self, candidate: &Arc<Candidate>, running: &Running) -> Result<(), HaproxyError> {
         let dir = &self.settings.dir;
-        files::write_pages(dir).await?;
-        let present = files::Pair::read(dir).await?;
+        let ((), present) = tokio::try_join!(files::write_pages(dir), files::Pair::read(dir))?;
         if present.as_ref().is_some_and(|pair| pair.is(candidate)) {
             return Ok(());
         }
-        if let (Some(pair), Running::Generation(generation)) = (&present, running) {
-            files::keep_last_good(dir, pair, generation).await?;
-        }
+        let keep = async {
+            match (&present, running) {
+                (Some(pair), Running::Generation(generation)) => files::keep_last_good(dir, pair, generation).await,
+                _ => Ok(()),
+            }
+        };
         let folder = dir.join("candidate");
-        let checked = match check::check(&self.settings, Arc::clone(candidate), folder.clone()).await {
+        let (kept, checked) = tokio::join!(keep, check::check(&self.settings, Arc::clone(candidate), folder.clone()));
+        kept?;
+        let checked = match checked {
             Err(HaproxyError::Rejected { message }) => {
                 let kept = files::keep_rejected(dir, &folder).await?;
                 let message = message.replace(&*folder.to_string_lossy(), &kept.to_string_lossy());

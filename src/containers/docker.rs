@@ -29,6 +29,8 @@ const CALL_TIMEOUT: u64 = 60;
 /// How often, and how many times, a container is looked for whose removal is under way.
 const REMOVAL_LOOK: Duration = Duration::from_millis(100);
 const REMOVAL_LOOKS: u32 = 100;
+/// Containers in one answer: the engine's words for one take ten times what is kept of it.
+const PAGE: i32 = 500;
 /// Lines of a failed Hoodie's log that are kept.
 const LOG_LINES: &str = "40";
 
@@ -105,6 +107,19 @@ impl Docker {
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(classify(error)),
         }
+    }
+
+    /// Our containers, the newest first: all of them, or at most so many that are older than one.
+    async fn page(&self, limit: Option<i32>, before: Option<&Owned>) -> Result<Vec<Owned>, ContainersError> {
+        let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
+        let mut filters = HashMap::from([("label".to_owned(), vec![label])]);
+        if let Some(before) = before {
+            filters.insert("before".to_owned(), vec![before.id.clone()]);
+        }
+        let options =
+            ListContainersOptions { all: true, limit, filters: Some(filters), ..ListContainersOptions::default() };
+        let found = self.client().await?.list_containers(Some(options)).await.map_err(classify)?;
+        Ok(found.into_iter().filter_map(owned).collect())
     }
 
     fn is_ours(&self, labels: Option<&HashMap<String, String>>) -> bool {
@@ -205,14 +220,19 @@ impl Docker {
 
 impl Containers for Docker {
     async fn list(&self) -> Result<Vec<Owned>, ContainersError> {
-        let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
-        let options = ListContainersOptions {
-            all: true,
-            filters: Some(HashMap::from([("label".to_owned(), vec![label])])),
-            ..ListContainersOptions::default()
-        };
-        let found = self.client().await?.list_containers(Some(options)).await.map_err(classify)?;
-        Ok(found.into_iter().filter_map(owned).collect())
+        let mut all: Vec<Owned> = Vec::new();
+        loop {
+            let page = match self.page(Some(PAGE), all.last()).await {
+                // The last one of the page before is gone by now.
+                Err(ContainersError::Refused(_)) if !all.is_empty() => return self.page(None, None).await,
+                other => other?,
+            };
+            let more = i32::try_from(page.len()).is_ok_and(|length| length >= PAGE);
+            all.extend(page);
+            if !more {
+                return Ok(all);
+            }
+        }
     }
 
     async fn inspect(&self, instance: &Instance) -> Result<Seen, ContainersError> {

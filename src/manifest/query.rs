@@ -2,6 +2,7 @@
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use futures_util::TryStreamExt;
 use uuid::Uuid;
 
 use super::rows::InstanceRow;
@@ -85,25 +86,24 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn live(&self) -> Result<(Vec<Instance>, Vec<ManifestError>), ManifestError> {
-        let rows: Vec<InstanceRow> = self
-            .run(async |conn| {
-                Ok(instances::table
-                    .filter(instances::phase.ne(Phase::Deleted.as_str()))
-                    .order(instances::created_at)
-                    .select(InstanceRow::as_select())
-                    .load(conn)
-                    .await?)
-            })
-            .await?;
-        let mut live = Vec::with_capacity(rows.len());
-        let mut corrupt = Vec::new();
-        for row in rows {
-            match Instance::try_from(row) {
-                Ok(instance) => live.push(instance),
-                Err(error) => corrupt.push(error),
+        self.run(async |conn| {
+            let (mut live, mut corrupt) = (Vec::new(), Vec::new());
+            // Row by row: ten thousand of them need not be here in both forms.
+            let mut rows = instances::table
+                .filter(instances::phase.ne(Phase::Deleted.as_str()))
+                .order(instances::created_at)
+                .select(InstanceRow::as_select())
+                .load_stream::<InstanceRow>(conn)
+                .await?;
+            while let Some(row) = rows.try_next().await? {
+                match Instance::try_from(row) {
+                    Ok(instance) => live.push(instance),
+                    Err(error) => corrupt.push(error),
+                }
             }
-        }
-        Ok((live, corrupt))
+            Ok((live, corrupt))
+        })
+        .await
     }
 
     /// One page of a listing.

@@ -19,7 +19,7 @@ use crate::instance::{Instance, Phase};
 use crate::manifest::ManifestError;
 
 /// Between two looks whether a Hoodie answers, while it is expected any moment.
-const PROBE_SOON: Duration = Duration::from_millis(20);
+const PROBE_SOON: Duration = Duration::from_millis(5);
 /// Between two looks later on, and how long a starting Hoodie keeps its place in the line.
 const PROBE_LATER: Duration = Duration::from_millis(250);
 const EXPECTED_WITHIN: Duration = Duration::from_secs(8);
