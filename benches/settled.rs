@@ -143,7 +143,7 @@ impl Written {
         for (name, query) in [
             (
                 "rows inserted, updated, deleted in all tables (pg_stat_user_tables)",
-                "SELECT sum(n_tup_ins), sum(n_tup_upd), sum(n_tup_del) FROM pg_stat_user_tables",
+                "SELECT concat_ws(', ', sum(n_tup_ins), sum(n_tup_upd), sum(n_tup_del)) FROM pg_stat_user_tables",
             ),
             // Only a transaction that writes is given a number.
             ("the next transaction's number", "SELECT pg_snapshot_xmax(pg_current_snapshot())"),

@@ -9,6 +9,7 @@ const hoodie = require('hoodie/cli')
 
 // What is still running after this many milliseconds is cut off: a `_changes` feed would never end by itself.
 const GRACE = 500
+const KEEP_ALIVE = 120000
 
 let server
 
@@ -22,5 +23,8 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
 hoodie((error, started) => {
   if (error) throw error
   server = started
+  // A proxy that keeps connections for later must be the one that closes them: a request that
+  // meets a connection which Node is just closing is lost. HAProxy lets go of idle ones much sooner.
+  server.listener.keepAliveTimeout = KEEP_ALIVE
   console.log('Hoodie is ready on port %d', server.info.port)
 })

@@ -28,12 +28,21 @@ pub(super) struct Published {
     confirmed: Option<(Routes, Standing)>,
     /// What was last tried, and when.
     tried: Option<(Routes, Instant)>,
+    /// What is being published right now.
+    under_way: Option<Routes>,
 }
 
 impl Published {
     /// Whether HAProxy sends requests for an instance to it; none while that is not known.
     pub fn routed(&self, instance: &Instance) -> Option<bool> {
         let port = instance.port?;
+        let confirmed = self.confirmed(instance, port)?;
+        // A publication that says otherwise may come into force at any moment.
+        let changing = self.under_way.as_ref().is_some_and(|next| next.contains(&instance.host, port) != confirmed);
+        (!changing).then_some(confirmed)
+    }
+
+    fn confirmed(&self, instance: &Instance, port: u16) -> Option<bool> {
         self.confirmed.as_ref().and_then(|(routes, standing)| match standing {
             Standing::Live => Some(routes.contains(&instance.host, port)),
             // Nobody is served now; but a HAProxy that comes back serves what its files say.
@@ -51,6 +60,7 @@ impl Published {
 
     pub fn trying(&mut self, routes: &Routes) {
         self.tried = Some((routes.clone(), Instant::now()));
+        self.under_way = Some(routes.clone());
     }
 
     /// Something outside has changed: the next pass publishes, whatever was tried before.
@@ -60,6 +70,7 @@ impl Published {
 
     /// Takes the outcome down; returns what is wrong with HAProxy, if anything.
     pub fn tried(&mut self, routes: Routes, outcome: &Result<Publication, HaproxyError>) -> Option<String> {
+        self.under_way = None;
         match outcome {
             Ok(publication) => {
                 self.confirmed = Some((routes, publication.standing));
@@ -75,5 +86,84 @@ impl Published {
                 Some(error.to_string())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::instance::name::{AppName, ContainerName, Email, Hostname, Username};
+    use crate::instance::{Desired, Phase};
+
+    fn instance() -> Instance {
+        let (username, appname) = (Username::parse("alice").unwrap(), AppName::parse("notes").unwrap());
+        let now = DateTime::UNIX_EPOCH;
+        Instance {
+            id: uuid::Uuid::from_u128(1),
+            container: ContainerName::of(&username, &appname),
+            username,
+            appname,
+            email: Email::parse("alice@example.com").unwrap(),
+            host: Hostname::parse("notes.alice.haas.localhost").unwrap(),
+            port: Some(5521),
+            desired: Desired::Running,
+            phase: Phase::Running,
+            phase_since: now,
+            generation: 1,
+            observed_generation: 1,
+            attempts: 0,
+            next_attempt_at: None,
+            last_error: None,
+            last_log: None,
+            restored: false,
+            created_at: now,
+            updated_at: now,
+            ready_at: Some(now),
+        }
+    }
+
+    #[allow(clippy::unnecessary_wraps, reason = "what publishing returns")]
+    fn outcome(standing: Standing) -> Result<Publication, HaproxyError> {
+        Ok(Publication { generation: "g".to_owned(), standing })
+    }
+
+    fn publish(published: &mut Published, routes: &Routes, outcome: &Result<Publication, HaproxyError>) {
+        published.trying(routes);
+        published.tried(routes.clone(), outcome);
+    }
+
+    #[test]
+    fn a_route_is_known_only_while_nothing_that_says_otherwise_is_under_way() {
+        let (row, mut published) = (instance(), Published::default());
+        let (with, without) = (routes([&row]), Routes::default());
+        assert_eq!(published.routed(&row), None, "nothing is known at first");
+        publish(&mut published, &with, &outcome(Standing::Live));
+        assert_eq!(published.routed(&row), Some(true));
+        published.trying(&with);
+        assert_eq!(published.routed(&row), Some(true));
+        published.trying(&without);
+        assert_eq!(published.routed(&row), None, "it may be gone at any moment");
+        published.tried(without.clone(), &outcome(Standing::Live));
+        assert_eq!(published.routed(&row), Some(false));
+        published.trying(&with);
+        assert_eq!(published.routed(&row), None, "it may be there at any moment");
+    }
+
+    #[test]
+    fn a_route_that_was_only_written_is_not_known_to_be_gone() {
+        let (row, mut published) = (instance(), Published::default());
+        let (with, without) = (routes([&row]), Routes::default());
+        let failed = || Err(HaproxyError::NotOurs);
+        publish(&mut published, &with, &outcome(Standing::Down));
+        assert_eq!(published.routed(&row), None, "a HAProxy that comes back serves it");
+        publish(&mut published, &without, &failed());
+        assert_eq!(published.routed(&row), None, "it may have come back meanwhile");
+        publish(&mut published, &without, &outcome(Standing::Down));
+        assert_eq!(published.routed(&row), Some(false));
+        publish(&mut published, &with, &outcome(Standing::Live));
+        publish(&mut published, &without, &failed());
+        assert_eq!(published.routed(&row), Some(true), "the last good configuration serves on");
     }
 }
