@@ -209,6 +209,37 @@ impl Instance {
     }
 }
 
+#[cfg(test)]
+impl Instance {
+    /// A row as it is just after it was first asked for.
+    pub(crate) fn example() -> Self {
+        let (username, appname) = (Username::parse("alice").unwrap(), AppName::parse("notes").unwrap());
+        let now = DateTime::UNIX_EPOCH;
+        Self {
+            id: Uuid::from_u128(1),
+            container: ContainerName::of(&username, &appname),
+            username,
+            appname,
+            email: Email::parse("alice@example.com").unwrap(),
+            host: Hostname::parse("notes.alice.haas.localhost").unwrap(),
+            port: Some(5521),
+            desired: Desired::Running,
+            phase: Phase::Pending,
+            phase_since: now,
+            generation: 1,
+            observed_generation: 0,
+            attempts: 0,
+            next_attempt_at: None,
+            last_error: None,
+            last_log: None,
+            restored: false,
+            created_at: now,
+            updated_at: now,
+            ready_at: None,
+        }
+    }
+}
+
 /// See [`Instance::volume`].
 #[must_use]
 pub fn volume_name(id: Uuid) -> String {

@@ -24,19 +24,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, broadcast};
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::containers::Containers;
+use crate::containers::{Containers, ContainersError};
 use crate::failpoint::Faults;
 use crate::haproxy::Proxy;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, ManifestError};
 
 pub use health::{Health, Part, Report};
 pub use pass::{Planned, dry_run};
 pub use publish::routes;
 pub use worker::{Worker, settle};
+
+/// Why a pass on demand could not be made.
+#[derive(Debug, Error)]
+pub enum ReconcileError {
+    /// A running server is the one actor.
+    #[error("a running server is the one actor, and does this by itself")]
+    AnotherActs,
+    /// The manifest can't be asked.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The engine can't be asked.
+    #[error(transparent)]
+    Containers(#[from] ContainersError),
+}
 
 /// Instances that are worked on at the same time: each may hold a connection to Docker.
 const TURNS: usize = 64;

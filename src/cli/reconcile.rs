@@ -7,9 +7,7 @@ use clap::Args;
 use super::table::{print, table};
 use super::{Global, Outcome, settings};
 use crate::failpoint::Faults;
-use crate::haproxy::{Haproxy, Settings};
-use crate::manifest::ManifestError;
-use crate::reconcile::{Health, dry_run, routes, settle};
+use crate::reconcile::{Health, ReconcileError, dry_run, routes, settle};
 use crate::server;
 
 /// How long `--once` goes on.
@@ -31,14 +29,13 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     let world = server::world(&config, Faults::default()).await?;
     if arguments.dry_run {
         let (live, _) = world.manifest.live().await?;
-        let haproxy = Haproxy::new(Settings::from_config(&config));
-        let candidate = haproxy.render_candidate(&routes(&live)).await?;
-        let running = haproxy.running_generation().await.ok().flatten();
+        let wanted = routes(&live);
+        let candidate = world.proxy.render_candidate(&wanted).await?;
+        let running = world.proxy.running_generation().await.ok().flatten();
         let published = running.as_deref() == Some(candidate.generation());
-        let planned =
-            dry_run(&world, |row| published.then(|| row.routable())).await.map_err(anyhow::Error::from_boxed)?;
+        let planned = dry_run(&world, |row| published.then(|| row.routable())).await?;
         if !published {
-            say!("publish {} routes to HAProxy", routes(&live).len());
+            say!("publish {} routes to HAProxy", wanted.len());
         }
         if planned.is_empty() {
             say!("every instance is settled");
@@ -64,8 +61,8 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             eprintln!("haas: not settled within {LIMIT:?}; `haas list` tells what is left");
             Ok(Outcome::NotReady)
         }
-        Err(ManifestError::Stale) => {
-            eprintln!("haas: a running server is the one actor, and does this by itself; nothing was done");
+        Err(error @ ReconcileError::AnotherActs) => {
+            eprintln!("haas: {error}; nothing was done");
             Ok(Outcome::NotReady)
         }
         Err(error) => Err(error.into()),

@@ -167,38 +167,8 @@ pub fn attempts_carried(instance: &Instance, stable_after: Duration, now: DateTi
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use uuid::Uuid;
 
     use super::*;
-    use crate::instance::name::{AppName, ContainerName, Email, Hostname, Username};
-
-    fn instance() -> Instance {
-        let username = Username::parse("alice").unwrap();
-        let appname = AppName::parse("notes").unwrap();
-        let now = DateTime::UNIX_EPOCH;
-        Instance {
-            id: Uuid::from_u128(1),
-            container: ContainerName::of(&username, &appname),
-            username,
-            appname,
-            email: Email::parse("alice@example.com").unwrap(),
-            host: Hostname::parse("notes.alice.haas.localhost").unwrap(),
-            port: Some(5521),
-            desired: Desired::Running,
-            phase: Phase::Pending,
-            phase_since: now,
-            generation: 1,
-            observed_generation: 0,
-            attempts: 0,
-            next_attempt_at: None,
-            last_error: None,
-            last_log: None,
-            restored: false,
-            created_at: now,
-            updated_at: now,
-            ready_at: None,
-        }
-    }
 
     /// A world of one instance, in which every step does what the executor would do.
     #[derive(Debug, Clone)]
@@ -237,7 +207,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             Self {
-                row: instance(),
+                row: Instance::example(),
                 container: Seen::Absent,
                 route: None,
                 known: false,
@@ -479,7 +449,7 @@ mod tests {
 
     #[test]
     fn only_a_stable_run_forgives_earlier_failures() {
-        let mut row = Instance { attempts: 3, phase: Phase::Running, ..instance() };
+        let mut row = Instance { attempts: 3, phase: Phase::Running, ..Instance::example() };
         let stable = Duration::from_secs(60);
         let at = |s| DateTime::UNIX_EPOCH + chrono::Duration::seconds(s);
         assert_eq!(attempts_carried(&row, stable, at(59)), 3);

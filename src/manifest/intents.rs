@@ -51,31 +51,19 @@ impl Manifest {
                 lock_intents(conn).await?;
                 let Some(row) = latest(conn, &new.username, &new.appname).await? else {
                     let port = ports::lowest_free(conn, range, &self.own_ports, occupied_before).await?;
-                    let now = Utc::now();
-                    let row = InstanceRow {
-                        id: Uuid::new_v4(),
-                        username: new.username.to_string(),
-                        appname: new.appname.to_string(),
-                        email: new.email.to_string(),
-                        host: host.to_string(),
-                        container_name: container.to_string(),
-                        port: Some(port),
-                        desired: Desired::Running.as_str().to_owned(),
-                        phase: Phase::Pending.as_str().to_owned(),
-                        phase_since: now,
-                        generation: 1,
-                        observed_generation: 0,
-                        attempts: 0,
-                        next_attempt_at: None,
-                        last_error: None,
-                        last_log: None,
-                        restored: false,
-                        created_at: now,
-                        updated_at: now,
-                        ready_at: None,
-                    };
+                    // Everything else is as the table's own defaults have it.
                     let row: InstanceRow = diesel::insert_into(instances::table)
-                        .values(row)
+                        .values((
+                            instances::id.eq(Uuid::new_v4()),
+                            instances::username.eq(new.username.as_str()),
+                            instances::appname.eq(new.appname.as_str()),
+                            instances::email.eq(new.email.as_str()),
+                            instances::host.eq(host.as_str()),
+                            instances::container_name.eq(container.as_str()),
+                            instances::port.eq(port),
+                            instances::desired.eq(Desired::Running.as_str()),
+                            instances::phase.eq(Phase::Pending.as_str()),
+                        ))
                         .returning(InstanceRow::as_returning())
                         .get_result(conn)
                         .await

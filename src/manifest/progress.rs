@@ -20,7 +20,7 @@ impl Manifest {
     /// [`ManifestError::Stale`] when the row has changed; others when Postgres can't be asked.
     pub async fn advance(&self, instance: &Instance, phase: Phase, attempts: i32) -> Result<Instance, ManifestError> {
         let progress = Progress { attempts: Some(attempts), ..Progress::default() };
-        self.enter(instance, phase, progress, json!({}), false).await
+        self.enter(instance, phase, progress, json!({})).await
     }
 
     /// Enters `phase` because its Hoodie has answered.
@@ -35,7 +35,7 @@ impl Manifest {
             last_log: Some(None),
             ..Progress::default()
         };
-        self.enter(instance, phase, progress, json!({}), false).await
+        self.enter(instance, phase, progress, json!({})).await
     }
 
     /// Enters `Running`: its Hoodie was seen to answer through HAProxy.
@@ -44,7 +44,7 @@ impl Manifest {
     /// As for [`Manifest::advance`].
     pub async fn running(&self, instance: &Instance) -> Result<Instance, ManifestError> {
         let progress = Progress { observed_generation: Some(instance.generation), ..Progress::default() };
-        self.enter(instance, Phase::Running, progress, json!({}), false).await
+        self.enter(instance, Phase::Running, progress, json!({})).await
     }
 
     /// Enters `Failed`, to be tried again at `next_attempt_at`.
@@ -65,7 +65,7 @@ impl Manifest {
             last_log: Some(last_log),
             ..Progress::default()
         };
-        self.enter(instance, Phase::Failed, progress, json!({ "error": error }), false).await
+        self.enter(instance, Phase::Failed, progress, json!({ "error": error })).await
     }
 
     /// Writes down why a step did not work out in a phase that can't become `Failed`: what is
@@ -91,7 +91,7 @@ impl Manifest {
             last_error: Some(Some(error.to_owned())),
             ..Progress::default()
         };
-        self.enter(instance, Phase::Deleted, progress, json!({ "refused": error }), false).await
+        self.enter(instance, Phase::Deleted, progress, json!({ "refused": error })).await
     }
 
     /// Takes another port, because something else on the host holds this one. The phase stays.
@@ -142,7 +142,6 @@ impl Manifest {
         phase: Phase,
         mut progress: Progress,
         mut detail: Value,
-        occupied: bool,
     ) -> Result<Instance, ManifestError> {
         if !instance.phase.may_become(phase) {
             return Err(ManifestError::IllegalTransition { from: instance.phase, to: phase });
@@ -160,7 +159,7 @@ impl Manifest {
                     progress.observed_generation = Some(instance.generation);
                     progress.next_attempt_at = Some(None);
                     if let Some(port) = instance.port {
-                        ports::withhold(conn, port, occupied).await?;
+                        ports::withhold(conn, port, false).await?;
                     }
                 }
                 let row = compare_and_set(conn, instance, progress).await?;

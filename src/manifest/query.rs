@@ -1,5 +1,6 @@
 //! What everybody may read.
 
+use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use futures_util::TryStreamExt;
@@ -35,18 +36,8 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn find(&self, username: &Username, appname: &AppName) -> Result<Option<Instance>, ManifestError> {
-        self.run(async |conn| {
-            let row: Option<InstanceRow> = instances::table
-                .filter(instances::username.eq(username.as_str()))
-                .filter(instances::appname.eq(appname.as_str()))
-                .order(instances::created_at.desc())
-                .select(InstanceRow::as_select())
-                .first(conn)
-                .await
-                .optional()?;
-            row.map(Instance::try_from).transpose()
-        })
-        .await
+        let pair = instances::username.eq(username.as_str()).and(instances::appname.eq(appname.as_str()));
+        self.first(instances::table.filter(pair).order(instances::created_at.desc()).into_boxed()).await
     }
 
     /// An instance by its id, tombstones included.
@@ -54,12 +45,7 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn get(&self, id: Uuid) -> Result<Option<Instance>, ManifestError> {
-        self.run(async |conn| {
-            let row: Option<InstanceRow> =
-                instances::table.find(id).select(InstanceRow::as_select()).first(conn).await.optional()?;
-            row.map(Instance::try_from).transpose()
-        })
-        .await
+        self.first(instances::table.find(id).into_boxed()).await
     }
 
     /// The live instance that a host belongs to.
@@ -67,14 +53,13 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn find_by_host(&self, host: &Hostname) -> Result<Option<Instance>, ManifestError> {
-        self.run(async |conn| {
-            let row: Option<InstanceRow> = instances::table
-                .filter(instances::host.eq(host.as_str()))
-                .filter(instances::phase.ne(Phase::Deleted.as_str()))
-                .select(InstanceRow::as_select())
-                .first(conn)
-                .await
-                .optional()?;
+        let live = instances::host.eq(host.as_str()).and(instances::phase.ne(Phase::Deleted.as_str()));
+        self.first(instances::table.filter(live).into_boxed()).await
+    }
+
+    async fn first(&self, query: instances::BoxedQuery<'_, Pg>) -> Result<Option<Instance>, ManifestError> {
+        self.run(async move |conn| {
+            let row: Option<InstanceRow> = query.select(InstanceRow::as_select()).first(conn).await.optional()?;
             row.map(Instance::try_from).transpose()
         })
         .await

@@ -10,7 +10,7 @@ use crate::instance::Instance;
 use crate::instance::name::{AppName, ContainerName, Email, Hostname, Username};
 
 /// A row of `instances`, as it stands in the table.
-#[derive(Debug, Queryable, Selectable, Insertable)]
+#[derive(Debug, Queryable, Selectable)]
 #[diesel(table_name = instances, check_for_backend(diesel::pg::Pg))]
 pub(super) struct InstanceRow {
     pub id: Uuid,

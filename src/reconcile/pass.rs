@@ -13,7 +13,7 @@ use super::drive::{LOOK_TIMEOUT, drive};
 use super::health::Health;
 use super::orphans::Orphans;
 use super::publish::{Published, routes};
-use super::{Nudges, World};
+use super::{Nudges, ReconcileError, World};
 use crate::containers::{Containers, ContainersError, Owned};
 use crate::haproxy::{HaproxyError, Proxy, Publication, Routes};
 use crate::instance::Instance;
@@ -280,11 +280,11 @@ pub struct Planned {
 /// What a pass would do now, without doing it.
 ///
 /// # Errors
-/// What the manifest, or the engine, says.
+/// [`ReconcileError`]: what the manifest, or the engine, says.
 pub async fn dry_run<C: Containers, P: Proxy>(
     world: &World<C, P>,
     routed: impl Fn(&Instance) -> Option<bool>,
-) -> Result<Vec<Planned>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Vec<Planned>, ReconcileError> {
     let (live, _) = world.manifest.live().await?;
     let now = Utc::now();
     let mut planned = Vec::new();

@@ -94,34 +94,10 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::instance::name::{AppName, ContainerName, Email, Hostname, Username};
-    use crate::instance::{Desired, Phase};
+    use crate::instance::Phase;
 
     fn instance() -> Instance {
-        let (username, appname) = (Username::parse("alice").unwrap(), AppName::parse("notes").unwrap());
-        let now = DateTime::UNIX_EPOCH;
-        Instance {
-            id: uuid::Uuid::from_u128(1),
-            container: ContainerName::of(&username, &appname),
-            username,
-            appname,
-            email: Email::parse("alice@example.com").unwrap(),
-            host: Hostname::parse("notes.alice.haas.localhost").unwrap(),
-            port: Some(5521),
-            desired: Desired::Running,
-            phase: Phase::Running,
-            phase_since: now,
-            generation: 1,
-            observed_generation: 1,
-            attempts: 0,
-            next_attempt_at: None,
-            last_error: None,
-            last_log: None,
-            restored: false,
-            created_at: now,
-            updated_at: now,
-            ready_at: Some(now),
-        }
+        Instance { phase: Phase::Running, ready_at: Some(DateTime::UNIX_EPOCH), ..Instance::example() }
     }
 
     #[allow(clippy::unnecessary_wraps, reason = "what publishing returns")]

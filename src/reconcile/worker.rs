@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use super::drive::LOOK_TIMEOUT;
 use super::health::Health;
 use super::pass::{Actor, look_at_image};
-use super::{Nudges, World};
+use super::{Nudges, ReconcileError, World};
 use crate::containers::{Containers, ContainersError};
 use crate::haproxy::Proxy;
 use crate::manifest::{Leader, ManifestError, Nudge, watch};
@@ -138,14 +138,14 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
 /// Says whether everything is settled.
 ///
 /// # Errors
-/// [`ManifestError::Stale`] when another server is the one actor; others when Postgres can't be asked.
+/// [`ReconcileError::AnotherActs`]; [`ReconcileError::Manifest`] when Postgres can't be asked.
 pub async fn settle<C: Containers, P: Proxy>(
     world: Arc<World<C, P>>,
     database_url: &str,
     health: Health,
     limit: Duration,
-) -> Result<bool, ManifestError> {
-    let leader = Leader::try_acquire(database_url).await?.ok_or(ManifestError::Stale)?;
+) -> Result<bool, ReconcileError> {
+    let leader = Leader::try_acquire(database_url).await?.ok_or(ReconcileError::AnotherActs)?;
     let nudges = Nudges::default();
     let mut actor = Actor::new(world, health.clone(), nudges.clone());
     let deadline = Instant::now() + limit;
@@ -166,7 +166,7 @@ pub async fn settle<C: Containers, P: Proxy>(
         }
     };
     tokio::select! {
-        lost = leader.hold() => Err(lost),
+        lost = leader.hold() => Err(lost.into()),
         settled = work => Ok(settled),
     }
 }
