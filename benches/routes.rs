@@ -64,7 +64,7 @@ async fn measure(case: &Case, title: &str) -> Result<f64> {
             running.settled().await?;
             if turn {
                 let began = Instant::now();
-                let publication = running.haproxy.publish(&ours).await?;
+                let publication = running.haproxy.publish_alone(&ours).await?;
                 times[0] = began.elapsed();
                 ensure!(publication.standing == Standing::Live, "it was not published");
             } else {
@@ -97,6 +97,7 @@ fn routes(count: u16, number: usize) -> Result<Routes> {
         let moved = if at == count - 1 { u16::try_from(number)? } else { 0 };
         all.push(Route {
             host: pattern.host(&user, &app, &domain)?,
+            extra_hosts: Vec::new(),
             port: 5521 + at + moved,
             container: ContainerName::of(&user, &app),
             since: DateTime::UNIX_EPOCH,
@@ -128,7 +129,7 @@ impl Running {
         ]);
         let settings = Settings::from_config(&Config::load(None, [], overrides)?);
         let running = Self { haproxy: Haproxy::new(settings.clone()), settings, layout, _dir: dir };
-        running.haproxy.publish(&routes(case.routes, 0)?).await?;
+        running.haproxy.publish_alone(&routes(case.routes, 0)?).await?;
         HaproxyProcess::ensure(&running.layout, &running.settings.binary).await?;
         Ok(running)
     }

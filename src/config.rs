@@ -128,8 +128,11 @@ settings! {
         dir: PathBuf = "\"/etc/haas/haproxy\"",
         /// A template on disk, watched for changes; empty for the one built into the binary.
         template: PathBuf = "\"\"",
-        /// Where end users' requests come in.
+        /// Where plain HTTP comes in. With https_bind it only leads to HTTPS, but for what
+        /// tls.allow_insecure says.
         http_bind: String = "\"127.0.0.1:8080\"",
+        /// Where HTTPS comes in; empty for plain HTTP alone. `haas up` sets it.
+        https_bind: String = "\"\"",
         /// The master's socket (haproxy -S): reloads are confirmed through it.
         master_socket: PathBuf = "\"/run/haproxy-master.sock\"",
         /// The worker's statistics socket, for the administrator.
@@ -141,16 +144,43 @@ settings! {
         user: String = "\"\"",
         /// See user.
         group: String = "\"\"",
+        /// Routes go live in the running HAProxy at once, through its sockets; without, each
+        /// change is a reload.
+        live_routes: bool = "true",
+        /// With live_routes: how soon after a reload the next one may come that gives new apps
+        /// their sections.
+        reload_min_interval: Duration = "\"5s\"",
         /// An old worker that still has streams open is ended after this time.
         hard_stop_after: Duration = "\"30m\"",
+        /// With live_routes: while this many old workers live, sections wait. `haas doctor` warns
+        /// from here on, too.
+        old_workers_max: usize = "8",
         /// Up to this many apps each have a section of their own in haproxy.cfg.
         sections_max: usize = "2000",
-        /// Connections to HAProxy at most.
+        /// Connections at most; a new one past that is answered 429.
         maxconn: u32 = "8192",
-        /// Connections to one app at most; more wait in line.
+        /// Requests that one app may have under way; one more is answered 429.
         app_maxconn: u32 = "512",
+        /// Requests a second that one app is sent at most, over ten seconds; more are answered 429.
+        app_request_rate: u32 = "500",
+        /// The longest request body, in MiB; a longer one is answered 413.
+        body_max_mib: u32 = "16",
+        /// How long the head of a request may take to come in.
+        head_timeout: Duration = "\"10s\"",
         /// How long a reload may take to be confirmed.
         confirm_timeout: Duration = "\"10s\"",
+    }
+    /// Certificates for haproxy.https_bind.
+    tls: Tls {
+        /// The folder: certs/*.pem, each with a certificate, its chain and its key; ca.pem and
+        /// ca.key of a local CA.
+        dir: PathBuf = "\"/etc/haas/tls\"",
+        /// Certificates come from a CA of this installation's own. `haas up` sets it.
+        local_ca: bool = "false",
+        /// Browsers are told to use HTTPS alone for so long (RFC 6797); "0s" for not at all.
+        hsts: Duration = "\"0s\"",
+        /// The control API takes requests in the clear from other machines, too.
+        allow_insecure: bool = "false",
     }
     /// The loop that makes the world agree with the manifest.
     reconcile: Reconcile {
@@ -304,6 +334,10 @@ impl Config {
             "haproxy.app_maxconn: must be between 1 and haproxy.maxconn",
         );
         require(!self.haproxy.hard_stop_after.is_zero(), "haproxy.hard_stop_after: must not be zero");
+        require(!self.haproxy.head_timeout.is_zero(), "haproxy.head_timeout: must not be zero");
+        require(self.haproxy.app_request_rate > 0, "haproxy.app_request_rate: must be at least 1");
+        require(self.haproxy.body_max_mib > 0, "haproxy.body_max_mib: must be at least 1");
+        require(self.haproxy.old_workers_max > 0, "haproxy.old_workers_max: must be at least 1");
         require(
             self.haproxy.user.is_empty() == self.haproxy.group.is_empty(),
             "haproxy.user and haproxy.group: give both or neither",
@@ -312,21 +346,24 @@ impl Config {
             let plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
             require(plain, &format!("haproxy.{name}: must be a plain account name"));
         }
-        for (name, text) in
-            [("http_bind", self.haproxy.http_bind.as_str()), ("control_servers", self.haproxy.control_servers.as_str())]
-        {
+        for (name, text) in [
+            ("http_bind", self.haproxy.http_bind.as_str()),
+            ("https_bind", self.haproxy.https_bind.as_str()),
+            ("control_servers", self.haproxy.control_servers.as_str()),
+        ] {
             let plain = text.bytes().all(|b| b.is_ascii_graphic() && !b"#\"'\\{}".contains(&b) || b == b' ');
             require(plain, &format!("haproxy.{name}: has a character that haproxy.cfg can't hold"));
         }
         for (name, path) in [
-            ("dir", &self.haproxy.dir),
-            ("master_socket", &self.haproxy.master_socket),
-            ("stats_socket", &self.haproxy.stats_socket),
+            ("haproxy.dir", &self.haproxy.dir),
+            ("haproxy.master_socket", &self.haproxy.master_socket),
+            ("haproxy.stats_socket", &self.haproxy.stats_socket),
+            ("tls.dir", &self.tls.dir),
         ] {
             let plain = path.to_str().is_some_and(|text| {
                 text.chars().all(|c| !c.is_control() && !c.is_whitespace() && !"#\"'\\{}".contains(c))
             });
-            require(plain, &format!("haproxy.{name}: has a character that haproxy.cfg can't hold"));
+            require(plain, &format!("{name}: has a character that haproxy.cfg can't hold"));
         }
     }
 
@@ -337,13 +374,62 @@ impl Config {
             Listen::Tcp(address) => Some(address.port()),
             Listen::Unix(_) => None,
         };
-        listen.into_iter().chain([self.public_port()]).collect()
+        let https = self.https_port();
+        listen.into_iter().chain([self.http_port()]).chain(https).collect()
     }
 
-    /// The port that end users' browsers connect to, for the endpoint's URL.
+    /// The port of plain HTTP.
     #[must_use]
-    pub fn public_port(&self) -> u16 {
-        self.haproxy.http_bind.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(80)
+    pub fn http_port(&self) -> u16 {
+        port_of(&self.haproxy.http_bind).unwrap_or(80)
+    }
+
+    /// The port of HTTPS; none without it.
+    #[must_use]
+    pub fn https_port(&self) -> Option<u16> {
+        let bind = &self.haproxy.https_bind;
+        (!bind.is_empty()).then(|| port_of(bind).unwrap_or(443))
+    }
+
+    /// How end users reach the apps.
+    #[must_use]
+    pub fn public(&self) -> Public {
+        match self.https_port() {
+            Some(port) => Public { https: true, port },
+            None => Public { https: false, port: self.http_port() },
+        }
+    }
+}
+
+/// The port that a `bind` line's address ends with.
+fn port_of(bind: &str) -> Option<u16> {
+    bind.rsplit(':').next().and_then(|port| port.parse().ok())
+}
+
+/// How end users reach the apps: what a URL begins and goes on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Public {
+    /// Whether by HTTPS.
+    pub https: bool,
+    /// The port that their browsers connect to.
+    pub port: u16,
+}
+
+impl Public {
+    /// The origin of a host (RFC 6454): the port is left out where it is the scheme's own.
+    #[must_use]
+    pub fn origin(self, host: &Hostname) -> String {
+        let scheme = if self.https { "https" } else { "http" };
+        format!("{scheme}://{host}{}", self.port_suffix())
+    }
+
+    /// `:8443`, or nothing where the port is the scheme's own.
+    #[must_use]
+    pub fn port_suffix(self) -> String {
+        match (self.https, self.port) {
+            (true, 443) | (false, 80) => String::new(),
+            (_, port) => format!(":{port}"),
+        }
     }
 }
 
@@ -364,7 +450,7 @@ mod tests {
         let example = load(&Config::example(), &[]).unwrap();
         assert_eq!(example, load("", &[]).unwrap());
         assert_eq!(example.tenant.ports, PortRange { first: 5521, last: 15520 });
-        assert_eq!(example.public_port(), 8080);
+        assert_eq!(example.public(), Public { https: false, port: 8080 });
     }
 
     #[test]

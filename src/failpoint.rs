@@ -24,6 +24,8 @@ pub enum Boundary {
     CandidateChecked,
     /// The new map is in its place, the old haproxy.cfg still in its own.
     MapSwapped,
+    /// HAProxy's maps have been changed while it runs, nobody has written that down.
+    RunningMapChanged,
     /// Both files are in their places, HAProxy has not been told.
     ConfigSwapped,
     /// HAProxy was told, nobody has looked whether it obeyed.
@@ -45,6 +47,7 @@ impl Boundary {
         Self::ManifestAdvanced,
         Self::CandidateChecked,
         Self::MapSwapped,
+        Self::RunningMapChanged,
         Self::ConfigSwapped,
         Self::HaproxySignalled,
         Self::HaproxyConfirmed,

@@ -2,17 +2,20 @@
 //!
 //! [`Proxy::publish`] makes HAProxy route exactly what it is given, and never shows it a broken
 //! file: render → check the candidate with `haproxy -c` → fsync → rename → signal the master →
-//! confirm that the running worker reports the new generation.
+//! confirm that the running worker reports the new generation. Where the live lane is on
+//! (`live_routes`), routes don't wait for that: `lane` puts them into the running workers at
+//! once, and a reload only gives new apps their sections, every now and then. [`Proxy::change`] is
+//! the lane for one app alone.
 //!
 //! What is true at each moment, so that a crash at any of them heals with the next publication:
 //!
-//! * `haproxy.cfg` in the configured folder was accepted by `haproxy -c` with the `routes.map`
-//!   that it was rendered with. Its rename is the commit point and comes after the map's. Between
-//!   the two an old haproxy.cfg meets the new map, which is harmless: a host that moved or came
-//!   anew falls through to the backend `apps`, which goes by the map alone.
-//! * The generation is a hash over both files. It stands in haproxy.cfg as a process variable, and
-//!   the worker that loaded it reports it; so what runs is compared with what should run, not
-//!   remembered.
+//! * `haproxy.cfg` in the configured folder was accepted by `haproxy -c`. An older or newer
+//!   `routes.map` beside it is harmless: a host that moved or came anew falls through to the
+//!   backend `apps`, which goes by the map alone. Without the lane the map is renamed first, and
+//!   the rename of haproxy.cfg is the commit point.
+//! * The generation is a hash over haproxy.cfg and, without the lane, the map. It stands in
+//!   haproxy.cfg as a process variable, and the worker that loaded it reports it; so what runs is
+//!   compared with what should run, not remembered.
 //! * `candidate/` is this publication's scratch. `rejected/` is the last one that HAProxy refused,
 //!   for the administrator. `last-good/` is what a worker is known to have run; it is put back when
 //!   a new generation passes the check but no worker comes up with it, so that HAProxy can be
@@ -20,10 +23,13 @@
 
 mod check;
 mod files;
+mod lane;
 mod master;
+mod publish;
 mod reload;
 mod render;
 mod settings;
+mod socket;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -34,10 +40,12 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use thiserror::Error;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
-use crate::failpoint::{Boundary, Faults};
+use crate::failpoint::Faults;
 use crate::instance::name::{ContainerName, Hostname};
 pub use check::CheckedConfig;
+use lane::Lane;
 pub use master::Worker;
 use master::{Master, Running};
 pub use render::Candidate;
@@ -46,8 +54,10 @@ pub use settings::Settings;
 /// One app's way: its host, and the loopback port that its container is published on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// What end users ask for.
+    /// What end users ask for; names the section, too.
     pub host: Hostname,
+    /// Further hosts that lead to the same app.
+    pub extra_hosts: Vec<Hostname>,
     /// Where it answers, on 127.0.0.1.
     pub port: u16,
     /// Whose it is; for people who read haproxy.cfg.
@@ -55,6 +65,50 @@ pub struct Route {
     /// Since when it is ready; for people who read haproxy.cfg.
     pub since: DateTime<Utc>,
 }
+
+impl Route {
+    /// What the map has for its hosts: the name of its section.
+    #[must_use]
+    pub fn target(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// Every host that leads to it.
+    pub fn hosts(&self) -> impl Iterator<Item = &Hostname> {
+        std::iter::once(&self.host).chain(&self.extra_hosts)
+    }
+}
+
+/// A change of where one app's hosts lead, for the live lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteChange {
+    /// The route is to be there.
+    Set(Route),
+    /// These hosts are to lead nowhere.
+    Unset(Vec<Hostname>),
+}
+
+impl RouteChange {
+    /// The hosts that it is about.
+    fn hosts(&self) -> Vec<&Hostname> {
+        match self {
+            Self::Set(route) => route.hosts().collect(),
+            Self::Unset(hosts) => hosts.iter().collect(),
+        }
+    }
+
+    /// The section that they are to lead to; none for nowhere.
+    fn target(&self) -> Option<String> {
+        match self {
+            Self::Set(route) => Some(route.target()),
+            Self::Unset(_) => None,
+        }
+    }
+}
+
+/// A moment in the order of changes; see [`Proxy::publish`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Moment(pub(crate) u64);
 
 /// Routes, sorted by host, one for each: equal sets render to equal bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -86,6 +140,26 @@ impl Routes {
         self.0.is_empty()
     }
 
+    /// Puts a route in, in place of one with the same host.
+    pub fn insert(&mut self, route: Route) {
+        match self.0.binary_search_by(|present| present.host.cmp(&route.host)) {
+            Ok(at) => self.0[at] = route,
+            Err(at) => self.0.insert(at, route),
+        }
+    }
+
+    /// Takes a route out.
+    pub fn remove(&mut self, host: &Hostname) {
+        if let Ok(at) = self.0.binary_search_by(|present| present.host.cmp(host)) {
+            self.0.remove(at);
+        }
+    }
+
+    /// Which host leads to which section, further hosts included.
+    pub(crate) fn entries(&self) -> BTreeMap<Hostname, String> {
+        self.0.iter().flat_map(|route| route.hosts().map(|host| (host.clone(), route.target()))).collect()
+    }
+
     /// Whether this host is routed to this port.
     #[must_use]
     pub fn contains(&self, host: &Hostname, port: u16) -> bool {
@@ -106,14 +180,18 @@ impl<'a> IntoIterator for &'a Routes {
 pub struct Publication {
     /// Names the files' contents.
     pub generation: String,
-    /// Whether they are in use.
+    /// Whether the routes are in use.
     pub standing: Standing,
+    /// When a reload will give new apps their sections, or bring in what else has changed in
+    /// haproxy.cfg; none when the running worker has all of it. Publish again then.
+    pub reload_due: Option<Instant>,
 }
 
 /// Whether what was published is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// The running worker reports this generation.
+    /// Every living worker routes so; without the live lane, the running one reports this
+    /// generation.
     Live,
     /// Nobody answers at the master's socket; the files are in place for when HAProxy comes.
     Down,
@@ -182,12 +260,31 @@ pub enum HaproxyError {
 
 /// The proxy, as the reconciler needs it.
 pub trait Proxy: Send + Sync + 'static {
-    /// Makes HAProxy route exactly these. Idempotent: when the files on disk and the running
-    /// worker already carry this, nothing is written or signalled.
+    /// Makes HAProxy route exactly these, but for hosts that [`Proxy::change`] has changed since
+    /// they were read. Idempotent: when the files on disk and the running workers already carry
+    /// this, nothing is written or signalled.
     ///
     /// # Errors
     /// Any [`HaproxyError`]. Whichever it is, HAProxy serves what it served before.
-    fn publish(&self, routes: &Routes) -> impl Future<Output = Result<Publication, HaproxyError>> + Send;
+    fn publish(&self, routes: &Routes, read: Moment) -> impl Future<Output = Result<Publication, HaproxyError>> + Send;
+
+    /// [`Proxy::publish`] where nobody else changes routes.
+    ///
+    /// # Errors
+    /// As for [`Proxy::publish`].
+    fn publish_alone(&self, routes: &Routes) -> impl Future<Output = Result<Publication, HaproxyError>> + Send {
+        async { self.publish(routes, self.now().await).await }
+    }
+
+    /// This moment. Ask before the routes are read that are published.
+    fn now(&self) -> impl Future<Output = Moment> + Send;
+
+    /// Changes where one app's hosts lead, at once. True when every living worker follows; false
+    /// when that is not sure, or this proxy has no such way: then a publication has to do it.
+    ///
+    /// # Errors
+    /// [`HaproxyError::Io`] when routes.map can't be written.
+    fn change(&self, change: &RouteChange) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
 
     /// Whether a request or stream towards this route is still under way in any living worker,
     /// old or new. No when HAProxy is down.
@@ -218,15 +315,23 @@ pub trait Proxy: Send + Sync + 'static {
 pub struct Haproxy {
     settings: Settings,
     master: Master,
+    lane: Lane,
     faults: Faults,
     http: reqwest::Client,
     /// Held for a whole publication: they never overlap.
-    publishing: Mutex<Rendered>,
+    publishing: Mutex<Memory>,
 }
 
-/// The last rendering, since most publications ask for what is there already.
+/// What a publication remembers of those before it. All of it may be lost at any time.
 #[derive(Default)]
-struct Rendered(Option<(Routes, String, Arc<Candidate>)>);
+struct Memory {
+    /// The last rendering, since most publications ask for what is there already.
+    rendered: Option<(Routes, String, Arc<Candidate>)>,
+    /// The last reload, and haproxy.cfg without sections as it was then.
+    reloaded: Option<(Instant, String)>,
+    /// When the workers' maps were last compared.
+    compared: Option<Instant>,
+}
 
 impl Haproxy {
     /// Touches nothing yet.
@@ -239,13 +344,14 @@ impl Haproxy {
             .no_proxy()
             .build()
             .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
-        Self { settings, master, faults: Faults::default(), http, publishing: Mutex::default() }
+        let lane = Lane::new(settings.dir.clone(), settings.stats_socket.clone(), Faults::default());
+        Self { settings, master, lane, faults: Faults::default(), http, publishing: Mutex::default() }
     }
 
     /// With failures at its boundaries, for tests.
     #[must_use]
     pub fn with_faults(self, faults: Faults) -> Self {
-        Self { faults, ..self }
+        Self { lane: self.lane.with_faults(faults.clone()), faults, ..self }
     }
 
     /// What would be published for these routes. Writes nothing.
@@ -262,7 +368,7 @@ impl Haproxy {
     /// # Errors
     /// [`HaproxyError::Rejected`] with HAProxy's own words; [`HaproxyError::Missing`].
     pub async fn check(&self, candidate: &Candidate) -> Result<CheckedConfig, HaproxyError> {
-        files::write_pages(&self.settings.dir).await?;
+        files::write_fixed(&self.settings).await?;
         let folder = self.settings.dir.join(format!("candidate-{}", std::process::id()));
         let checked = check::check(&self.settings, Arc::new(candidate.clone()), folder.clone()).await;
         files::remove_folder(&folder).await?;
@@ -294,9 +400,9 @@ impl Haproxy {
         Ok(self.master.processes().await?.map(|processes| processes.workers).unwrap_or_default())
     }
 
-    async fn rendered(&self, cache: &mut Rendered, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {
+    async fn rendered(&self, memory: &mut Memory, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {
         let template = render::template(&self.settings).await?;
-        if let Some((of_routes, of_template, candidate)) = &cache.0
+        if let Some((of_routes, of_template, candidate)) = &memory.rendered
             && of_routes == routes
             && *of_template == template
         {
@@ -304,59 +410,31 @@ impl Haproxy {
         }
         let candidate = render::candidate(self.settings.clone(), routes.clone(), template.clone()).await?;
         let candidate = Arc::new(candidate);
-        cache.0 = Some((routes.clone(), template, Arc::clone(&candidate)));
+        memory.rendered = Some((routes.clone(), template, Arc::clone(&candidate)));
         Ok(candidate)
-    }
-
-    /// Check and swap, unless the files are there already.
-    async fn put_in_place(&self, candidate: &Arc<Candidate>, running: &Running) -> Result<(), HaproxyError> {
-        let dir = &self.settings.dir;
-        let ((), present) = tokio::try_join!(files::write_pages(dir), files::Pair::read(dir))?;
-        if present.as_ref().is_some_and(|pair| pair.is(candidate)) {
-            return Ok(());
-        }
-        let keep = async {
-            match (&present, running) {
-                (Some(pair), Running::Generation(generation)) => files::keep_last_good(dir, pair, generation).await,
-                _ => Ok(()),
-            }
-        };
-        let folder = dir.join("candidate");
-        let (kept, checked) = tokio::join!(keep, check::check(&self.settings, Arc::clone(candidate), folder.clone()));
-        kept?;
-        let checked = match checked {
-            Err(HaproxyError::Rejected { message }) => {
-                let kept = files::keep_rejected(dir, &folder).await?;
-                let message = message.replace(&*folder.to_string_lossy(), &kept.to_string_lossy());
-                return Err(HaproxyError::Rejected { message });
-            }
-            other => other?,
-        };
-        self.faults.hit(Boundary::CandidateChecked).await;
-        let half = files::swap_map(dir, checked).await?;
-        self.faults.hit(Boundary::MapSwapped).await;
-        half.swap_config().await?;
-        self.faults.hit(Boundary::ConfigSwapped).await;
-        Ok(())
     }
 }
 
 impl Proxy for Haproxy {
-    async fn publish(&self, routes: &Routes) -> Result<Publication, HaproxyError> {
-        let mut cache = self.publishing.lock().await;
-        let candidate = self.rendered(&mut cache, routes).await?;
-        let generation = candidate.generation().to_owned();
-        let running = self.master.running().await?;
-        self.put_in_place(&candidate, &running).await?;
-        let standing = match running {
-            Running::Down => Standing::Down,
-            Running::Generation(running) if running == generation => Standing::Live,
-            Running::Generation(_) | Running::Foreign => {
-                self.reload(&generation).await?;
-                Standing::Live
-            }
-        };
-        Ok(Publication { generation, standing })
+    async fn publish(&self, routes: &Routes, read: Moment) -> Result<Publication, HaproxyError> {
+        let mut memory = self.publishing.lock().await;
+        let candidate = self.rendered(&mut memory, routes).await?;
+        if self.settings.live_routes {
+            self.publish_live(&mut memory, &candidate, routes, read).await
+        } else {
+            self.publish_by_reload(&candidate).await
+        }
+    }
+
+    async fn now(&self) -> Moment {
+        Moment(self.lane.now().await)
+    }
+
+    async fn change(&self, change: &RouteChange) -> Result<bool, HaproxyError> {
+        if !self.settings.live_routes {
+            return Ok(false);
+        }
+        self.lane.change(&self.master, change).await
     }
 
     async fn busy(&self, host: &Hostname, port: u16) -> Result<bool, HaproxyError> {
@@ -373,7 +451,8 @@ impl Proxy for Haproxy {
     }
 
     async fn answers(&self, host: &Hostname) -> bool {
-        let url = format!("http://{}/hoodie/", self.settings.local_address());
+        let scheme = if self.settings.https_bind.is_empty() { "http" } else { "https" };
+        let url = format!("{scheme}://{}/hoodie/", self.settings.local_address());
         let answer = self.http.get(url).header(reqwest::header::HOST, host.as_str()).send().await;
         answer.is_ok_and(|answer| answer.status() == reqwest::StatusCode::OK)
     }

@@ -24,7 +24,7 @@ use actix_web::dev::{Server, Service, ServiceResponse};
 use actix_web::guard::GuardContext;
 use actix_web::{App, HttpRequest, HttpServer, web};
 
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, Public};
 use crate::failpoint::Faults;
 use crate::instance::name::Hostname;
 use crate::manifest::Manifest;
@@ -56,7 +56,7 @@ pub struct Api {
 #[derive(Debug, Clone)]
 pub struct Settings {
     domain: Hostname,
-    public_port: u16,
+    public: Public,
     wait: Duration,
     workers: usize,
 }
@@ -67,7 +67,7 @@ impl Settings {
     pub fn from_config(config: &Config) -> Self {
         Self {
             domain: config.installation.domain.clone(),
-            public_port: config.public_port(),
+            public: config.public(),
             wait: config.http.wait,
             workers: config.http.workers,
         }

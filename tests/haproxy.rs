@@ -17,10 +17,10 @@ use tokio::time::Instant;
 /// HAProxy serving these, and the generation.
 async fn serving(rig: &mut Rig, of: &Routes) -> String {
     let haproxy = rig.haproxy();
-    let published = haproxy.publish(of).await.unwrap();
+    let published = haproxy.publish_alone(of).await.unwrap();
     assert_eq!(published.standing, Standing::Down);
     rig.start().await;
-    assert_eq!(haproxy.publish(of).await.unwrap().standing, Standing::Live);
+    assert_eq!(haproxy.publish_alone(of).await.unwrap().standing, Standing::Live);
     published.generation
 }
 
@@ -131,7 +131,7 @@ async fn what_is_there_already_is_neither_written_nor_signalled() {
     let workers = rig.haproxy().workers().await.unwrap();
     for haproxy in [rig.haproxy(), rig.haproxy()] {
         for _ in 0..3 {
-            assert_eq!(haproxy.publish(&of).await.unwrap().generation, generation);
+            assert_eq!(haproxy.publish_alone(&of).await.unwrap().generation, generation);
         }
     }
     assert_eq!(files.map(|name| trace(&rig.path(name))), before);
@@ -147,7 +147,7 @@ async fn a_broken_template_is_refused_in_haproxys_words_and_the_old_file_serves(
     let generation = serving(&mut rig, &of).await;
 
     rig.template("    retries 8", "    retris 8");
-    match rig.haproxy().publish(&of).await {
+    match rig.haproxy().publish_alone(&of).await {
         Err(HaproxyError::Rejected { message }) => {
             assert!(message.contains("retris") && message.contains("rejected/haproxy.cfg"), "{message}");
         }
@@ -159,16 +159,16 @@ async fn a_broken_template_is_refused_in_haproxys_words_and_the_old_file_serves(
     assert_eq!(rig.get("notes.alice.haas.localhost", "/").await.by(), "notes");
 
     rig.template("set-var proc.haas_generation str({{ generation }})", "# nothing");
-    assert!(matches!(rig.haproxy().publish(&of).await, Err(HaproxyError::Template { .. })));
+    assert!(matches!(rig.haproxy().publish_alone(&of).await, Err(HaproxyError::Template { .. })));
     rig.template("{{ maxconn }}", "{{ maxcon }}");
-    match rig.haproxy().publish(&of).await {
+    match rig.haproxy().publish_alone(&of).await {
         Err(HaproxyError::Template { reason }) => assert!(reason.contains("maxcon"), "{reason}"),
         other => panic!("{other:?}"),
     }
 
     // A template that is right again is taken without a restart of anything.
     rig.template("retries 8", "retries 7");
-    let published = rig.haproxy().publish(&of).await.unwrap();
+    let published = rig.haproxy().publish_alone(&of).await.unwrap();
     assert_eq!(published.standing, Standing::Live);
     assert_ne!(published.generation, generation);
 }
@@ -181,7 +181,7 @@ async fn a_client_that_was_kept_alive_is_answered_across_a_reload() {
     let mut kept = Client::connect(rig.port).await;
     assert_eq!(kept.get("notes.alice.haas.localhost", "/").await.by(), "notes");
 
-    let published = rig.haproxy().publish(&routes(&[("notes", notes.port), ("todo", todo.port)])).await.unwrap();
+    let published = rig.haproxy().publish_alone(&routes(&[("notes", notes.port), ("todo", todo.port)])).await.unwrap();
     assert_eq!(published.standing, Standing::Live);
     assert_eq!(rig.get("todo.alice.haas.localhost", "/").await.by(), "todo");
     let last = kept.get("notes.alice.haas.localhost", "/").await;
@@ -214,7 +214,7 @@ async fn an_open_stream_is_seen(sections_max: usize) {
     let mut stream = Client::connect(rig.port).await;
     stream.send("GET /stream HTTP/1.1\r\nHost: notes.alice.haas.localhost\r\n\r\n").await;
     stream.head().await;
-    haproxy.publish(&routes(&[("todo", todo.port)])).await.unwrap();
+    haproxy.publish_alone(&routes(&[("todo", todo.port)])).await.unwrap();
     let workers = haproxy.workers().await.unwrap();
     assert_eq!(workers.iter().map(|worker| worker.current).collect::<Vec<_>>(), [true, false]);
     assert!(workers[0].started > workers[1].started);
@@ -257,7 +257,7 @@ async fn a_generation_that_does_not_come_up_makes_way_for_the_last_good_one() {
     rig.template(bind, &format!("{bind}\n    bind {}", taken.local_addr().unwrap()));
     let haproxy = rig.haproxy();
     for _ in 0..2 {
-        match haproxy.publish(&routes(&[("notes", notes.port), ("todo", 5522)])).await {
+        match haproxy.publish_alone(&routes(&[("notes", notes.port), ("todo", 5522)])).await {
             Err(HaproxyError::Unconfirmed { reason, restored, .. }) => {
                 assert!(restored && reason.contains("reload failed"), "{reason}");
             }
@@ -273,7 +273,7 @@ async fn a_generation_that_does_not_come_up_makes_way_for_the_last_good_one() {
     assert_eq!(rig.get("notes.alice.haas.localhost", "/").await.by(), "notes");
     // And once the port is free, the same publication goes through.
     drop(taken);
-    let published = haproxy.publish(&routes(&[("notes", notes.port), ("todo", 5522)])).await.unwrap();
+    let published = haproxy.publish_alone(&routes(&[("notes", notes.port), ("todo", 5522)])).await.unwrap();
     assert_eq!(published.standing, Standing::Live);
 }
 
@@ -294,13 +294,13 @@ async fn a_haproxy_that_is_down_gets_its_files_and_is_picked_up_when_it_comes() 
     }
     assert_eq!(haproxy.running_generation().await.unwrap(), None);
     let of = routes(&[("notes", notes.port), ("todo", todo.port)]);
-    let down = haproxy.publish(&of).await.unwrap();
+    let down = haproxy.publish_alone(&of).await.unwrap();
     assert_eq!(down.standing, Standing::Down);
     let files = ["haproxy.cfg", "routes.map"].map(|name| trace(&rig.path(name)));
 
     rig.start().await;
     assert_eq!(rig.get("todo.alice.haas.localhost", "/").await.by(), "todo");
-    let live = haproxy.publish(&of).await.unwrap();
+    let live = haproxy.publish_alone(&of).await.unwrap();
     assert_eq!((live.generation, live.standing), (down.generation, Standing::Live));
     assert_eq!(["haproxy.cfg", "routes.map"].map(|name| trace(&rig.path(name))), files);
 }
@@ -311,16 +311,16 @@ async fn a_worker_that_runs_something_else_is_told_even_if_the_files_are_right()
     let haproxy = rig.haproxy();
     serving(&mut rig, &routes(&[("notes", 5521)])).await;
     let old = (rig.read("haproxy.cfg"), rig.read("routes.map"));
-    haproxy.publish(&routes(&[("todo", 5522)])).await.unwrap();
+    haproxy.publish_alone(&routes(&[("todo", 5522)])).await.unwrap();
     let new = (rig.read("haproxy.cfg"), rig.read("routes.map"));
     // As if we had died between the swap and the signal.
     std::fs::write(rig.path("haproxy.cfg"), &old.0).unwrap();
     std::fs::write(rig.path("routes.map"), &old.1).unwrap();
-    haproxy.publish(&routes(&[("notes", 5521)])).await.unwrap();
+    haproxy.publish_alone(&routes(&[("notes", 5521)])).await.unwrap();
     std::fs::write(rig.path("haproxy.cfg"), &new.0).unwrap();
     std::fs::write(rig.path("routes.map"), &new.1).unwrap();
     let files = ["haproxy.cfg", "routes.map"].map(|name| trace(&rig.path(name)));
-    let published = haproxy.publish(&routes(&[("todo", 5522)])).await.unwrap();
+    let published = haproxy.publish_alone(&routes(&[("todo", 5522)])).await.unwrap();
     assert_eq!(haproxy.running_generation().await.unwrap(), Some(published.generation));
     assert_eq!(["haproxy.cfg", "routes.map"].map(|name| trace(&rig.path(name))), files);
 }
@@ -335,21 +335,21 @@ async fn files_that_are_torn_tampered_with_or_gone_are_written_anew() {
 
     let damages: [&dyn Fn(); 4] = [
         // Died between the two renames of another publication.
-        &|| std::fs::write(rig.path("routes.map"), format!("{} 127.0.0.1:{}\n", host("todo"), todo.port)).unwrap(),
+        &|| std::fs::write(rig.path("routes.map"), format!("{0} {0}:{1}\n", host("todo"), todo.port)).unwrap(),
         &|| std::fs::write(rig.path("haproxy.cfg"), format!("{cfg}\n# mine\n")).unwrap(),
         &|| std::fs::remove_file(rig.path("haproxy.cfg")).unwrap(),
         &|| std::fs::remove_dir_all(rig.path("errors")).unwrap(),
     ];
     for damage in damages {
         damage();
-        let published = rig.haproxy().publish(&of).await.unwrap();
+        let published = rig.haproxy().publish_alone(&of).await.unwrap();
         assert_eq!((&published.generation, published.standing), (&generation, Standing::Live));
         assert_eq!((rig.read("haproxy.cfg"), rig.read("routes.map")), (cfg.clone(), map.clone()));
         assert!(rig.path("errors/503.http").exists());
     }
 
     // A HAProxy that is started between the two renames serves what both files agree on.
-    std::fs::write(rig.path("routes.map"), format!("{map}{} 127.0.0.1:{}\n", host("todo"), todo.port)).unwrap();
+    std::fs::write(rig.path("routes.map"), format!("{map}{0} {0}:{1}\n", host("todo"), todo.port)).unwrap();
     rig.stop();
     rig.start().await;
     assert_eq!(rig.get("notes.alice.haas.localhost", "/").await.by(), "notes");
@@ -403,20 +403,20 @@ async fn publications_at_the_same_time_come_one_after_the_other() {
     serving(&mut rig, &routes(&[])).await;
     let haproxy = rig.haproxy();
     let sets: Vec<Routes> = (5521..5526).map(|port| routes(&[("notes", port)])).collect();
-    let published = futures_util::future::join_all(sets.iter().map(|of| haproxy.publish(of))).await;
+    let published = futures_util::future::join_all(sets.iter().map(|of| haproxy.publish_alone(of))).await;
     for one in &published {
         assert_eq!(one.as_ref().unwrap().standing, Standing::Live);
     }
     let running = haproxy.running_generation().await.unwrap().unwrap();
     let last = published.iter().flatten().position(|one| one.generation == running).unwrap();
-    assert_eq!(rig.read("routes.map"), format!("{} 127.0.0.1:{}\n", host("notes"), 5521 + last));
+    assert_eq!(rig.read("routes.map"), format!("{0} {0}:{1}\n", host("notes"), 5521 + last));
 }
 
 #[tokio::test]
 async fn a_missing_program_is_called_missing() {
     let mut rig = Rig::new();
     rig.settings.binary = PathBuf::from("/nowhere/haproxy");
-    let result = rig.haproxy().publish(&routes(&[])).await;
+    let result = rig.haproxy().publish_alone(&routes(&[])).await;
     assert!(matches!(result, Err(HaproxyError::Missing { .. })), "{result:?}");
     assert!(!rig.path("haproxy.cfg").exists());
 }
@@ -428,7 +428,7 @@ async fn a_candidate_can_be_looked_at_without_being_used() {
     let candidate = haproxy.render_candidate(&routes(&[("notes", 5521)])).await.unwrap();
     assert_eq!(haproxy.check(&candidate).await.unwrap().candidate(), &candidate);
     assert!(!rig.path("haproxy.cfg").exists());
-    let published = haproxy.publish(&routes(&[("notes", 5521)])).await.unwrap();
+    let published = haproxy.publish_alone(&routes(&[("notes", 5521)])).await.unwrap();
     assert_eq!(published.generation, candidate.generation());
     assert_eq!(rig.read("haproxy.cfg"), candidate.cfg());
 }

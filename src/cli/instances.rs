@@ -56,7 +56,7 @@ pub(super) async fn list(global: &Global, arguments: &List) -> anyhow::Result<Ou
         }
     }
     if arguments.json {
-        let views: Vec<_> = found.iter().map(|row| InstanceView::new(row, config.public_port())).collect();
+        let views: Vec<_> = found.iter().map(|row| InstanceView::new(row, config.public())).collect();
         say!("{}", serde_json::to_string_pretty(&views)?);
         return Ok(Outcome::Done);
     }
@@ -91,7 +91,7 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
         return Ok(Outcome::NotFound);
     };
     let events = manifest.events(row.id, EVENTS).await?;
-    let view = InstanceView::new(&row, config.public_port());
+    let view = InstanceView::new(&row, config.public());
     if arguments.json {
         let mut object = serde_json::to_value(&view)?;
         object["volume"] = json!(row.volume());

@@ -128,7 +128,7 @@ async fn wait(
 }
 
 fn report(config: &Config, row: &Instance, json: bool) -> anyhow::Result<()> {
-    let view = InstanceView::new(row, config.public_port());
+    let view = InstanceView::new(row, config.public());
     if json {
         say!("{}", serde_json::to_string_pretty(&view)?);
         return Ok(());

@@ -66,7 +66,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
 async fn write_first_configuration(config: &Config) -> anyhow::Result<()> {
     let (live, _) = Manifest::new(config).live().await?;
     let haproxy = Haproxy::new(Settings::from_config(config));
-    match haproxy.publish(&reconcile::routes(&live)).await {
+    match haproxy.publish_alone(&reconcile::routes(&live)).await {
         Ok(_) => Ok(()),
         Err(
             error @ (HaproxyError::Rejected { .. } | HaproxyError::Template { .. } | HaproxyError::Unconfirmed { .. }),

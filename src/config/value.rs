@@ -54,6 +54,7 @@ setting!(String, "text", v => match v {
     _ => None,
 });
 setting!(PathBuf, "a path", v => v.as_str().map(PathBuf::from));
+setting!(bool, "true or false", v => v.as_bool());
 setting!(u32, "a whole number", v => v.as_integer().and_then(|n| n.try_into().ok()));
 setting!(usize, "a whole number", v => v.as_integer().and_then(|n| n.try_into().ok()));
 setting!(f64, "a number", v => match v {

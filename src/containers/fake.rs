@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Containers, ContainersError, DataFound, Owned};
 use crate::failpoint::{Boundary, Faults};
-use crate::haproxy::{HaproxyError, Proxy, Publication, Routes, Standing};
+use crate::haproxy::{HaproxyError, Moment, Proxy, Publication, Route, RouteChange, Routes, Standing};
 use crate::instance::Instance;
 use crate::instance::name::Hostname;
 use crate::instance::plan::{Container, Seen, Status};
@@ -52,6 +52,12 @@ pub struct State {
     pub created: u64,
     /// How many publications changed something.
     pub reloads: u64,
+    /// Whether the proxy has no live lane.
+    pub no_lane: bool,
+    /// Counts changes through the lane.
+    sequence: u64,
+    /// Hosts that were changed through the lane, when, and to what.
+    recent: BTreeMap<Hostname, (u64, Option<Route>)>,
 }
 
 /// A handle on the fake world; clones share it.
@@ -199,7 +205,7 @@ impl Containers for FakeWorld {
 }
 
 impl Proxy for FakeWorld {
-    async fn publish(&self, routes: &Routes) -> Result<Publication, HaproxyError> {
+    async fn publish(&self, routes: &Routes, read: Moment) -> Result<Publication, HaproxyError> {
         tokio::task::yield_now().await;
         if self.state().rejecting {
             return Err(HaproxyError::Rejected { message: "the fake proxy refuses".to_owned() });
@@ -209,15 +215,53 @@ impl Proxy for FakeWorld {
         self.faults.hit(Boundary::ConfigSwapped).await;
         {
             let mut state = self.state();
-            if state.routes != *routes {
-                state.routes = routes.clone();
+            let mut wanted = routes.clone();
+            state.recent.retain(|_, (changed, _)| Moment(*changed) > read);
+            for (host, (_, route)) in &state.recent {
+                match route {
+                    Some(route) => wanted.insert(route.clone()),
+                    None => wanted.remove(host),
+                }
+            }
+            if state.routes != wanted {
+                state.routes = wanted;
                 state.reloads += 1;
             }
         }
         self.faults.hit(Boundary::HaproxySignalled).await;
         self.faults.hit(Boundary::HaproxyConfirmed).await;
         let standing = if self.state().proxy_down { Standing::Down } else { Standing::Live };
-        Ok(Publication { generation: "fake".to_owned(), standing })
+        Ok(Publication { generation: "fake".to_owned(), standing, reload_due: None })
+    }
+
+    async fn now(&self) -> Moment {
+        Moment(self.state().sequence)
+    }
+
+    async fn change(&self, change: &RouteChange) -> Result<bool, HaproxyError> {
+        tokio::task::yield_now().await;
+        if self.state().no_lane {
+            return Ok(false);
+        }
+        {
+            let mut state = self.state();
+            state.sequence += 1;
+            let changed = state.sequence;
+            match change {
+                RouteChange::Set(route) => {
+                    state.routes.insert(route.clone());
+                    state.recent.insert(route.host.clone(), (changed, Some(route.clone())));
+                }
+                RouteChange::Unset(hosts) => {
+                    for host in hosts {
+                        state.routes.remove(host);
+                        state.recent.insert(host.clone(), (changed, None));
+                    }
+                }
+            }
+        }
+        self.faults.hit(Boundary::RunningMapChanged).await;
+        Ok(!self.state().proxy_down)
     }
 
     async fn busy(&self, _: &Hostname, _: u16) -> Result<bool, HaproxyError> {

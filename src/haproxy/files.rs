@@ -7,33 +7,36 @@ use tokio::fs;
 use tokio::io::AsyncWriteExt;
 
 use super::render::{self, MAP};
-use super::{Candidate, CheckedConfig, HaproxyError};
+use super::{Candidate, CheckedConfig, HaproxyError, Settings};
 
 /// The configuration's name.
 pub(super) const CFG: &str = "haproxy.cfg";
 
-macro_rules! pages {
+macro_rules! fixed {
     ($($name:literal),+ $(,)?) => {
-        &[$(($name, include_str!(concat!("../../haproxy/errors/", $name)))),+]
+        &[$(($name, include_str!(concat!("../../haproxy/", $name)))),+]
     };
 }
 
-/// What HAProxy answers with by itself (HAProxy manual, section 4.2, `errorfile`): problem+json
-/// (RFC 9457) with CORS headers, since most callers are pages of another origin. A request that
-/// never became one (a head that can't be parsed, or is not complete in time) is answered 400 or
-/// 408 by HAProxy's own page instead, seen on 2.6: no browser sends such a head.
-pub(super) const PAGES: &[(&str, &str)] = pages![
-    "400.http",
-    "403.http",
-    "404.http",
-    "408.http",
-    "413.http",
-    "429.http",
-    "500.http",
-    "502.http",
-    "503.http",
-    "503-control.http",
-    "504.http",
+/// Files that haproxy.cfg names and that depend on nothing.
+///
+/// errors/ is what HAProxy answers with by itself (HAProxy manual, section 4.2, `errorfile`):
+/// problem+json (RFC 9457) with CORS headers, since most callers are pages of another origin. A
+/// request that never became one (a head that can't be parsed, or is not complete in time) is
+/// answered 400 or 408 by HAProxy's own page instead, seen on 2.6: no browser sends such a head.
+pub(super) const FIXED: &[(&str, &str)] = fixed![
+    "errors/400.http",
+    "errors/403.http",
+    "errors/404.http",
+    "errors/408.http",
+    "errors/413.http",
+    "errors/429.http",
+    "errors/500.http",
+    "errors/502.http",
+    "errors/503.http",
+    "errors/503-control.http",
+    "errors/504.http",
+    "filters/body-limit.lua",
 ];
 
 /// haproxy.cfg and routes.map as they are in some folder.
@@ -53,22 +56,56 @@ impl Pair {
     pub(super) fn is(&self, candidate: &Candidate) -> bool {
         self.cfg == candidate.cfg() && self.map == candidate.map()
     }
+
+    /// Whether haproxy.cfg is this candidate's.
+    pub(super) fn has_config_of(&self, candidate: &Candidate) -> bool {
+        self.cfg == candidate.cfg()
+    }
 }
 
-/// Writes the error pages that are missing or different.
-pub(super) async fn write_pages(dir: &Path) -> Result<(), HaproxyError> {
-    let folder = dir.join("errors");
-    create_folder(&folder).await?;
-    for (name, page) in PAGES {
-        let path = folder.join(name);
-        if read(&path).await?.as_deref() != Some(page) {
-            let fresh = folder.join(format!(".{name}"));
-            write(&fresh, page).await?;
-            sync(&fresh).await?;
-            rename(&fresh, &path).await?;
+/// Writes the fixed files that are missing or different, and makes the folder of certificates.
+pub(super) async fn write_fixed(settings: &Settings) -> Result<(), HaproxyError> {
+    for folder in ["errors", "filters"] {
+        create_folder(&settings.dir.join(folder)).await?;
+    }
+    for (name, text) in FIXED {
+        let path = settings.dir.join(name);
+        if read(&path).await?.as_deref() != Some(text) {
+            replace(&path, text).await?;
         }
     }
-    Ok(())
+    if settings.https_bind.is_empty() { Ok(()) } else { create_folder(&settings.certs).await }
+}
+
+/// Whether a file says this.
+pub(super) async fn says(path: &Path, text: &str) -> Result<bool, HaproxyError> {
+    Ok(read(path).await?.as_deref() == Some(text))
+}
+
+/// Writes a file whole or not at all, as long as the machine keeps its power: in one go, since
+/// somebody waits for it.
+pub(super) async fn replace_unsynced(path: &Path, text: String) -> Result<(), HaproxyError> {
+    let (to, fresh) = (path.to_owned(), fresh(path));
+    let write = move || {
+        std::fs::write(&fresh, text)?;
+        std::fs::rename(&fresh, &to)
+    };
+    let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|gone| Err(std::io::Error::other(gone)));
+    written.map_err(io("replacing", path))
+}
+
+fn fresh(path: &Path) -> PathBuf {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    PathBuf::from(fresh)
+}
+
+/// Writes a file whole or not at all.
+async fn replace(path: &Path, text: &str) -> Result<(), HaproxyError> {
+    let fresh = fresh(path);
+    write(&fresh, text).await?;
+    sync(&fresh).await?;
+    rename(&fresh, path).await
 }
 
 /// Writes both files into a folder of their own.
@@ -83,6 +120,13 @@ pub(super) async fn sync_pair(folder: &Path) -> Result<(), HaproxyError> {
     let (map, cfg) = (folder.join(MAP), folder.join(CFG));
     tokio::try_join!(sync(&map), sync(&cfg))?;
     Ok(())
+}
+
+/// haproxy.cfg alone, where the map is the lane's.
+pub(super) async fn swap_config(dir: &Path, checked: &CheckedConfig) -> Result<(), HaproxyError> {
+    sync(&dir.join(MAP)).await?;
+    rename(&checked.folder().join(CFG), &dir.join(CFG)).await?;
+    sync(dir).await
 }
 
 /// The map is in place, haproxy.cfg not yet.
@@ -106,24 +150,28 @@ impl HalfSwapped {
 }
 
 /// Keeps what is in place, if it is what the running worker says that it runs.
-pub(super) async fn keep_last_good(dir: &Path, pair: &Pair, running: &str) -> Result<(), HaproxyError> {
-    if render::own_generation(&pair.cfg, &pair.map).as_deref() == Some(running) {
+pub(super) async fn keep_last_good(settings: &Settings, pair: &Pair, running: &str) -> Result<(), HaproxyError> {
+    if render::own_generation(&pair.cfg, settings.loads(&pair.map)).as_deref() == Some(running) {
         // No sync: a pair that a crash has torn is found out by its generation.
-        write_pair(&dir.join("last-good"), &pair.cfg, &pair.map).await?;
+        write_pair(&settings.dir.join("last-good"), &pair.cfg, &pair.map).await?;
     }
     Ok(())
 }
 
-/// Puts the last good files back. Says whether there were any.
-pub(super) async fn restore_last_good(dir: &Path) -> Result<bool, HaproxyError> {
+/// Puts the last good files back: with live routes haproxy.cfg alone, since the map is newer and
+/// not what was refused. Says whether there were any.
+pub(super) async fn restore_last_good(settings: &Settings) -> Result<bool, HaproxyError> {
+    let dir = &settings.dir;
     let Some(pair) = Pair::read(&dir.join("last-good")).await? else { return Ok(false) };
-    if render::own_generation(&pair.cfg, &pair.map).is_none() {
+    if render::own_generation(&pair.cfg, settings.loads(&pair.map)).is_none() {
         return Ok(false);
     }
     let folder = dir.join("candidate");
     write_pair(&folder, &pair.cfg, &pair.map).await?;
     sync_pair(&folder).await?;
-    rename(&folder.join(MAP), &dir.join(MAP)).await?;
+    if !settings.live_routes {
+        rename(&folder.join(MAP), &dir.join(MAP)).await?;
+    }
     rename(&folder.join(CFG), &dir.join(CFG)).await?;
     sync(dir).await?;
     Ok(true)

@@ -1,25 +1,17 @@
-//! A client of the master's socket (HAProxy management guide, section 9.4, "Master CLI").
-//!
-//! One command a connection: the sending side is closed after it, and the answer ends where the
-//! master closes its own. `@1` is the current worker, `@!<pid>` any living one.
+//! What the master tells of itself and its workers (HAProxy management guide, section 9.4,
+//! "Master CLI"). `@1` is the current worker, `@!<pid>` any living one.
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 use super::HaproxyError;
+use super::socket::Socket;
 use crate::instance::name::Hostname;
-
-/// While it reads a big file the master answers late, not never.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the master is asked.
 pub(super) struct Master {
-    socket: PathBuf,
+    socket: Socket,
 }
 
 /// What the current worker says that it runs.
@@ -57,7 +49,7 @@ pub struct Worker {
 
 impl Master {
     pub(super) fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket: Socket::new(socket) }
     }
 
     /// What runs.
@@ -72,7 +64,7 @@ impl Master {
     pub(super) async fn processes(&self) -> Result<Option<Processes>, HaproxyError> {
         let Some(answer) = self.ask("show proc").await? else { return Ok(None) };
         let mut processes =
-            processes(&answer, Utc::now()).ok_or_else(|| self.error(format!("no master in {answer:?}")))?;
+            processes(&answer, Utc::now()).ok_or_else(|| self.socket.error(format!("no master in {answer:?}")))?;
         for worker in &mut processes.workers {
             // The uptime there is in whole seconds; the kernel knows better.
             if let Some(started) = started(worker.pid).await {
@@ -92,7 +84,7 @@ impl Master {
         }
         // Without a section of its own an app is known by its address alone, and that is only in
         // the long form.
-        if !streams.lines().any(|line| line.contains(" be=apps ")) {
+        if !streams.lines().any(|line| line.contains(" be=apps ") || line.contains(" be=counted ")) {
             return Ok(false);
         }
         let Some(details) = self.ask(&format!("@!{pid} show sess all")).await? else { return Ok(false) };
@@ -110,7 +102,6 @@ impl Master {
         (!told.is_empty()).then(|| told.join("\n"))
     }
 
-    /// None when nobody listens.
     /// Whether a worker still takes connections (management guide, `show info`: `Stopping`).
     pub(super) async fn is_listening(&self, pid: i32) -> bool {
         match self.ask(&format!("@!{pid} show info")).await {
@@ -119,28 +110,14 @@ impl Master {
         }
     }
 
-    async fn ask(&self, command: &str) -> Result<Option<String>, HaproxyError> {
-        let talk = async {
-            let mut stream = match UnixStream::connect(&self.socket).await {
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-                    return Ok(None);
-                }
-                other => other?,
-            };
-            stream.write_all(format!("{command}\n").as_bytes()).await?;
-            stream.shutdown().await?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).await?;
-            Ok::<_, std::io::Error>(Some(String::from_utf8_lossy(&answer).into_owned()))
-        };
-        match tokio::time::timeout(TIMEOUT, talk).await {
-            Ok(result) => result.map_err(|error| self.error(error.to_string())),
-            Err(_) => Err(self.error(format!("no answer within {} s", TIMEOUT.as_secs()))),
-        }
+    /// Tells one worker something; none when the master, or that worker, is not there any more.
+    pub(super) async fn tell(&self, pid: i32, command: &str) -> Result<Option<String>, HaproxyError> {
+        let answer = self.ask(&format!("@!{pid} {command}")).await?;
+        Ok(answer.filter(|answer| !answer.starts_with("Can't find the target")))
     }
 
-    fn error(&self, reason: String) -> HaproxyError {
-        HaproxyError::Socket { path: self.socket.clone(), reason }
+    async fn ask(&self, command: &str) -> Result<Option<String>, HaproxyError> {
+        self.socket.ask(command).await
     }
 }
 

@@ -25,7 +25,7 @@ impl Haproxy {
             self.faults.hit(Boundary::HaproxyConfirmed).await;
             return Ok(());
         };
-        let restored = files::restore_last_good(&self.settings.dir).await?;
+        let restored = files::restore_last_good(&self.settings).await?;
         Err(HaproxyError::Unconfirmed { generation: generation.to_owned(), reason, restored })
     }
 

@@ -3,6 +3,7 @@
 //! tera does not escape a `.cfg`, so only checked types go in: a newline in a value would be a
 //! new line of HAProxy's configuration.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use chrono::SecondsFormat;
@@ -10,8 +11,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tera::{Context, Tera};
 
-use super::files::PAGES;
+use super::files::FIXED;
 use super::{HaproxyError, Route, Routes, Settings};
+use crate::instance::name::Hostname;
 
 /// The template that is built in.
 const TEMPLATE: &str = include_str!("../../templates/haproxy.cfg.tera");
@@ -44,7 +46,8 @@ impl Candidate {
         &self.map
     }
 
-    /// Names the content of both, and of the error pages.
+    /// Names what a worker loads and keeps: haproxy.cfg, the pages and the filters, and without
+    /// live routes the map.
     #[must_use]
     pub fn generation(&self) -> &str {
         &self.generation
@@ -61,23 +64,44 @@ struct View<'a> {
     master_socket: &'a str,
     stats_socket: &'a str,
     http_bind: &'a str,
+    http_port: u16,
+    /// Empty for plain HTTP alone.
+    https_bind: &'a str,
+    https_port: u16,
+    /// `:8443`, or nothing where the port is the scheme's own.
+    https_port_suffix: String,
+    /// The folder of certificates, with the slash that HAProxy's runtime commands name it by.
+    certs: String,
+    /// In seconds; 0 for none.
+    hsts: u64,
+    allow_insecure: bool,
     user: &'a str,
     group: &'a str,
     maxconn: u32,
+    /// Connections past `maxconn` that are accepted to be answered 429.
+    maxconn_spare: u32,
     app_maxconn: u32,
+    app_requests_in_ten_seconds: u64,
+    /// In bytes.
+    body_max: u64,
+    /// In milliseconds, as are the next ones.
+    head_timeout: u128,
     hard_stop_after: u128,
     control: &'a [String],
     control_timeout: u128,
-    /// How many apps are routed.
-    apps: usize,
+    live_routes: bool,
     sections_max: usize,
-    /// Those with a section of their own: all of them or, past `sections_max`, none.
+    /// Whether there are more apps than sections.
+    sections_left_out: bool,
+    /// Apps with a section of their own: all of them or, past `sections_max`, none.
     sections: Vec<Section<'a>>,
 }
 
 #[derive(Serialize)]
 struct Section<'a> {
     host: &'a str,
+    /// Separated by spaces.
+    extra_hosts: String,
     port: u16,
     container: &'a str,
     since: String,
@@ -85,8 +109,10 @@ struct Section<'a> {
 
 impl<'a> From<&'a Route> for Section<'a> {
     fn from(route: &'a Route) -> Self {
+        let extra_hosts: Vec<&str> = route.extra_hosts.iter().map(Hostname::as_str).collect();
         Self {
             host: route.host.as_str(),
+            extra_hosts: extra_hosts.join(" "),
             port: route.port,
             container: route.container.as_str(),
             since: route.since.to_rfc3339_opts(SecondsFormat::Secs, true),
@@ -117,10 +143,10 @@ pub(super) fn render(settings: &Settings, routes: &Routes, template: &str) -> Re
     let text = |path: &'_ std::path::Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| refused(format!("{} is not UTF-8", path.display())))
     };
-    let (dir, master_socket, stats_socket) =
-        (text(&settings.dir)?, text(&settings.master_socket)?, text(&settings.stats_socket)?);
-    let sections =
-        if routes.len() > settings.sections_max { Vec::new() } else { routes.iter().map(Section::from).collect() };
+    let (dir, master_socket, stats_socket, certs) =
+        (text(&settings.dir)?, text(&settings.master_socket)?, text(&settings.stats_socket)?, text(&settings.certs)?);
+    let sections_left_out = routes.len() > settings.sections_max;
+    let sections = if sections_left_out { Vec::new() } else { routes.iter().map(Section::from).collect() };
     let view = View {
         generation: BLANK,
         domain: settings.domain.as_str(),
@@ -129,23 +155,35 @@ pub(super) fn render(settings: &Settings, routes: &Routes, template: &str) -> Re
         master_socket: &master_socket,
         stats_socket: &stats_socket,
         http_bind: &settings.http_bind,
+        http_port: settings.http_port,
+        https_bind: &settings.https_bind,
+        https_port: settings.public.port,
+        https_port_suffix: settings.public.port_suffix(),
+        certs: format!("{certs}/"),
+        hsts: settings.hsts.as_secs(),
+        allow_insecure: settings.allow_insecure,
         user: &settings.user,
         group: &settings.group,
         maxconn: settings.maxconn,
+        maxconn_spare: settings.maxconn / 16 + 64,
         app_maxconn: settings.app_maxconn,
+        app_requests_in_ten_seconds: u64::from(settings.app_request_rate) * 10,
+        body_max: settings.body_max,
+        head_timeout: settings.head_timeout.as_millis(),
         hard_stop_after: settings.hard_stop_after.as_millis(),
         control: &settings.control,
         control_timeout: settings.control_timeout.as_millis(),
-        apps: routes.len(),
+        live_routes: settings.live_routes,
         sections_max: settings.sections_max,
+        sections_left_out,
         sections,
     };
     let mut tera = Tera::default();
     tera.add_raw_template("haproxy.cfg", template).map_err(|error| refused(chain(&error)))?;
     let context = Context::from_serialize(view).map_err(|error| refused(chain(&error)))?;
     let blank = tera.render("haproxy.cfg", &context).map_err(|error| refused(chain(&error)))?;
-    let map = map(routes);
-    let generation = hash(&blank, &map);
+    let map = map_text(&routes.entries());
+    let generation = hash(&blank, settings.loads(&map));
     let mark = |word: &str| format!("{VARIABLE}{word})");
     if !blank.contains(&mark(BLANK)) {
         return Err(refused(format!(
@@ -156,29 +194,40 @@ pub(super) fn render(settings: &Settings, routes: &Routes, template: &str) -> Re
     Ok(Candidate { cfg, map, generation })
 }
 
-/// One line a route: `host 127.0.0.1:port`, as the converter `map` reads it (HAProxy manual,
-/// section 7.3.1).
-fn map(routes: &Routes) -> String {
-    let mut text = String::with_capacity(routes.len() * 48);
-    for route in routes {
-        // Writing to a String can't fail.
-        let _ = writeln!(text, "{} 127.0.0.1:{}", route.host, route.port);
+/// One line a host: `host section`, as the converter `map` reads it (HAProxy manual, section
+/// 7.3.1).
+pub(super) fn map_text(entries: &BTreeMap<Hostname, String>) -> String {
+    let mut text = String::with_capacity(entries.len() * 64);
+    for (host, target) in entries {
+        text.push_str(host.as_str());
+        text.push(' ');
+        text.push_str(target);
+        text.push('\n');
     }
     text
 }
 
-/// The generation that a pair of files says it is, if it really is.
-pub(super) fn own_generation(cfg: &str, map: &str) -> Option<String> {
+/// The generation that a haproxy.cfg says it is, if it really is. `map` is what it was loaded
+/// with, if that counts (see [`Settings::loads`]).
+pub(super) fn own_generation(cfg: &str, map: Option<&str>) -> Option<String> {
     let start = cfg.find(VARIABLE)? + VARIABLE.len();
     let word = cfg.get(start..start + BLANK.len())?;
     let blank = format!("{}{BLANK}{}", cfg.get(..start)?, cfg.get(start + BLANK.len()..)?);
     (hash(&blank, map) == word).then(|| word.to_owned())
 }
 
-/// 128 bits of SHA-256 over everything that a worker loads.
-fn hash(blank: &str, map: &str) -> String {
+impl Settings {
+    /// What of the map a worker's generation tells: with live routes nothing, since the map
+    /// changes while the worker runs.
+    pub(super) fn loads<'a>(&self, map: &'a str) -> Option<&'a str> {
+        (!self.live_routes).then_some(map)
+    }
+}
+
+/// 128 bits of SHA-256 over everything that a worker loads and keeps.
+fn hash(blank: &str, map: Option<&str>) -> String {
     let mut hasher = Sha256::new();
-    for part in [blank, map].into_iter().chain(PAGES.iter().map(|(_, page)| *page)) {
+    for part in [blank, map.unwrap_or_default()].into_iter().chain(FIXED.iter().map(|(_, text)| *text)) {
         // With the lengths, no two different lists of parts run together into the same bytes.
         hasher.update(part.len().to_le_bytes());
         hasher.update(part.as_bytes());

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, Public};
 use crate::instance::name::Hostname;
 
 /// What HAProxy needs to be told. Checked where it was read: none of it can break a line of
@@ -18,8 +18,20 @@ pub struct Settings {
     pub dir: PathBuf,
     /// The template on disk, if not the one that is built in.
     pub template: Option<PathBuf>,
-    /// Where end users' requests come in.
+    /// Where plain HTTP comes in.
     pub http_bind: String,
+    /// Where HTTPS comes in; empty for plain HTTP alone.
+    pub https_bind: String,
+    /// The folder with the certificates for `https_bind`.
+    pub certs: PathBuf,
+    /// How end users reach the apps.
+    pub public: Public,
+    /// The port of plain HTTP.
+    pub http_port: u16,
+    /// How long browsers use HTTPS alone (RFC 6797); zero for no word of it.
+    pub hsts: Duration,
+    /// Whether the control API takes requests in the clear from other machines.
+    pub allow_insecure: bool,
     /// The master's socket.
     pub master_socket: PathBuf,
     /// The worker's statistics socket.
@@ -32,14 +44,26 @@ pub struct Settings {
     pub user: String,
     /// See `user`.
     pub group: String,
+    /// Whether routes go live without a reload.
+    pub live_routes: bool,
+    /// How soon after a reload the next one may come that only gives apps their sections.
+    pub reload_min_interval: Duration,
     /// How long an old worker may live on.
     pub hard_stop_after: Duration,
+    /// While this many old workers live, sections wait.
+    pub old_workers_max: usize,
     /// Up to so many apps have sections of their own.
     pub sections_max: usize,
-    /// Connections to HAProxy at most.
+    /// Connections at most; those past it are told to come back.
     pub maxconn: u32,
-    /// Connections to one app at most.
+    /// Requests that one app may have under way.
     pub app_maxconn: u32,
+    /// Requests a second that one app is sent at most, over ten seconds.
+    pub app_request_rate: u32,
+    /// The longest request body, in bytes.
+    pub body_max: u64,
+    /// How long the head of a request may take to come in.
+    pub head_timeout: Duration,
     /// How long a reload may take.
     pub confirm_timeout: Duration,
 }
@@ -59,6 +83,12 @@ impl Settings {
             dir: absolute(&haproxy.dir),
             template: (!haproxy.template.as_os_str().is_empty()).then(|| absolute(&haproxy.template)),
             http_bind: haproxy.http_bind.clone(),
+            https_bind: haproxy.https_bind.clone(),
+            certs: absolute(&config.tls.dir).join("certs"),
+            public: config.public(),
+            http_port: config.http_port(),
+            hsts: config.tls.hsts,
+            allow_insecure: config.tls.allow_insecure,
             master_socket: absolute(&haproxy.master_socket),
             stats_socket: absolute(&haproxy.stats_socket),
             control,
@@ -66,19 +96,26 @@ impl Settings {
             control_timeout: config.http.wait + Duration::from_secs(30),
             user: haproxy.user.clone(),
             group: haproxy.group.clone(),
+            live_routes: haproxy.live_routes,
+            reload_min_interval: haproxy.reload_min_interval,
             hard_stop_after: haproxy.hard_stop_after,
+            old_workers_max: haproxy.old_workers_max,
             sections_max: haproxy.sections_max,
             maxconn: haproxy.maxconn,
             app_maxconn: haproxy.app_maxconn,
+            app_request_rate: haproxy.app_request_rate,
+            body_max: u64::from(haproxy.body_max_mib) * 1024 * 1024,
+            head_timeout: haproxy.head_timeout,
             confirm_timeout: haproxy.confirm_timeout,
         }
     }
 }
 
 impl Settings {
-    /// Where this machine's own requests reach HAProxy.
+    /// Where this machine's own requests reach the apps through HAProxy.
     pub(super) fn local_address(&self) -> String {
-        let first = self.http_bind.split([',', ' ']).next().unwrap_or_default();
+        let bind = if self.https_bind.is_empty() { &self.http_bind } else { &self.https_bind };
+        let first = bind.split([',', ' ']).next().unwrap_or_default();
         match first.rsplit_once(':') {
             Some(("" | "*" | "0.0.0.0" | "[::]" | "::", port)) => format!("127.0.0.1:{port}"),
             _ => first.to_owned(),

@@ -57,7 +57,7 @@ pub(super) async fn list(request: HttpRequest, api: web::Data<Api>) -> Result<Ht
         link.append_pair("after", &format!("{username}/{appname}"));
         format!("/instances?{}", link.finish())
     });
-    let instances = page.instances.iter().map(|row| InstanceView::new(row, api.settings.public_port)).collect();
+    let instances = page.instances.iter().map(|row| InstanceView::new(row, api.settings.public)).collect();
     Ok(HttpResponse::Ok().json(Listing { instances, next }))
 }
 
@@ -87,7 +87,7 @@ pub(super) async fn show(
         return Err(Problem::NoSuchInstance);
     };
     let row = api.manifest.find(&username, &appname).await?.ok_or(Problem::NoSuchInstance)?;
-    Ok(HttpResponse::Ok().json(InstanceView::new(&row, api.settings.public_port)))
+    Ok(HttpResponse::Ok().json(InstanceView::new(&row, api.settings.public)))
 }
 
 struct Query {

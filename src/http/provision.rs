@@ -163,5 +163,5 @@ fn respond_async(request: &HttpRequest) -> bool {
 fn answer(mut builder: actix_web::HttpResponseBuilder, api: &Api, instance: &Instance) -> HttpResponse {
     builder
         .insert_header((LOCATION, format!("/instances/{}/{}", instance.username, instance.appname)))
-        .json(InstanceView::new(instance, api.settings.public_port))
+        .json(InstanceView::new(instance, api.settings.public))
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::instance::name::Hostname;
+use crate::config::Public;
 use crate::instance::{Instance, Phase, State};
 
 /// An instance as callers see it.
@@ -55,16 +55,16 @@ pub struct InstanceView {
 }
 
 impl InstanceView {
-    /// Shows an instance whose host is reached at `public_port`.
+    /// Shows an instance, with its endpoint as end users reach it.
     #[must_use]
-    pub fn new(instance: &Instance, public_port: u16) -> Self {
+    pub fn new(instance: &Instance, public: Public) -> Self {
         let failed = matches!(instance.phase, Phase::Failed);
         Self {
             id: instance.id,
             username: instance.username.to_string(),
             appname: instance.appname.to_string(),
             emailaddress: instance.email.to_string(),
-            endpoint: endpoint(&instance.host, public_port),
+            endpoint: format!("{}/hoodie/", public.origin(&instance.host)),
             host: instance.host.to_string(),
             container: instance.container.to_string(),
             port: instance.port,
@@ -77,13 +77,5 @@ impl InstanceView {
             ready_at: instance.ready_at,
             updated_at: instance.updated_at,
         }
-    }
-}
-
-/// The URL of a Hoodie; the port is left out where it is the scheme's own.
-fn endpoint(host: &Hostname, public_port: u16) -> String {
-    match public_port {
-        80 => format!("http://{host}/hoodie/"),
-        port => format!("http://{host}:{port}/hoodie/"),
     }
 }

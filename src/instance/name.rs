@@ -108,6 +108,12 @@ macro_rules! checked_string {
             }
         }
 
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl TryFrom<String> for $name {
             type Error = NameError;
             fn try_from(input: String) -> Result<Self, NameError> {

@@ -10,10 +10,10 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::World;
-use super::publish::Published;
+use super::publish::{Published, route};
 use crate::containers::{Containers, ContainersError, DataFound};
 use crate::failpoint::Boundary;
-use crate::haproxy::Proxy;
+use crate::haproxy::{Proxy, RouteChange};
 use crate::instance::plan::{Observed, Seen, Step, attempts_carried, backoff, plan};
 use crate::instance::{Instance, Phase};
 use crate::manifest::ManifestError;
@@ -122,7 +122,9 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         }
         let carried = attempts_carried(instance, settings.stable_after, now);
         match step {
-            Step::Settled | Step::WaitUntil(_) | Step::AwaitPublish => return Ok(false),
+            Step::Settled | Step::WaitUntil(_) => return Ok(false),
+            // Where there is no lane, or it is not sure of itself, the next publication does it.
+            Step::AwaitPublish => return Ok(self.change_route(instance).await),
             Step::Advance(phase) => {
                 manifest.advance(instance, phase, carried).await?;
                 if instance.phase == Phase::Running && phase == Phase::Pending {
@@ -247,6 +249,27 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
             manifest.ready(instance, next).await?;
         }
         Ok(())
+    }
+
+    /// Routes an instance, or takes its route away, without waiting for the publication of all.
+    async fn change_route(&self, instance: &Instance) -> bool {
+        let change = match route(instance) {
+            Some(route) => RouteChange::Set(route),
+            None => RouteChange::Unset(vec![instance.host.clone()]),
+        };
+        match self.world.proxy.change(&change).await {
+            Ok(true) => {
+                if let Ok(mut published) = self.published.write() {
+                    published.changed(instance);
+                }
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                log::warn!(instance:% = instance.id; "{}: its route is left to the next publication: {error}", instance.container);
+                false
+            }
+        }
     }
 
     async fn confirm_route(&self, instance: &Instance) -> Result<(), Halt> {

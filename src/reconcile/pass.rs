@@ -15,7 +15,7 @@ use super::orphans::Orphans;
 use super::publish::{Published, routes};
 use super::{Nudges, ReconcileError, World};
 use crate::containers::{Containers, ContainersError, Owned};
-use crate::haproxy::{HaproxyError, Proxy, Publication, Routes};
+use crate::haproxy::{HaproxyError, Moment, Proxy, Publication, Routes};
 use crate::instance::Instance;
 use crate::instance::plan::{Container, Observed, Seen, Step, plan};
 use crate::manifest::ManifestError;
@@ -105,6 +105,11 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
 
     /// One look at everything. Says when the next one is due at the latest, if before the period.
     pub async fn pass(&mut self) -> Option<DateTime<Utc>> {
+        // What is changed from here on is newer than what is read now.
+        let read = self.world.proxy.now().await;
+        if let Ok(mut published) = self.published.write() {
+            published.reading();
+        }
         let (live, corrupt) = match self.world.manifest.live().await {
             Ok(found) => found,
             Err(error) => {
@@ -114,7 +119,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         };
         self.health.postgres(None);
         self.report_corrupt(&corrupt);
-        self.publish(&live);
+        self.publish(&live, read);
         let owned = self.look_at_docker().await;
         self.free_ports().await;
         let owned = owned?;
@@ -122,7 +127,8 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
 
         let by_name: HashMap<&str, &Owned> = owned.iter().map(|owned| (owned.name.as_str(), owned)).collect();
         let now = Utc::now();
-        let mut wake: Option<DateTime<Utc>> = None;
+        let reload_due = self.published.read().map_or(None, |published| published.due_in());
+        let mut wake = reload_due.map(|rest| now + rest);
         let driven: HashSet<Uuid> = self.driven.values().copied().collect();
         for instance in &live {
             if driven.contains(&instance.id) || misnamed.contains(&instance.id) {
@@ -145,7 +151,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         self.driven.insert(task.id(), id);
     }
 
-    fn publish(&mut self, live: &[Instance]) {
+    fn publish(&mut self, live: &[Instance], read: Moment) {
         if self.publishing {
             return;
         }
@@ -162,7 +168,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         self.publishing = true;
         let world = Arc::clone(&self.world);
         self.tasks.spawn(async move {
-            let outcome = world.proxy.publish(&wanted).await;
+            let outcome = world.proxy.publish(&wanted, read).await;
             Done::Published { routes: wanted, outcome }
         });
     }

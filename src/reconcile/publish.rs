@@ -1,9 +1,13 @@
 //! What HAProxy routes to: what the manifest asks for, and what was last confirmed.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::haproxy::{HaproxyError, Publication, Route, Routes, Standing};
 use crate::instance::Instance;
+use crate::instance::name::Hostname;
 
 /// How soon HAProxy is looked for again after it was found down.
 const DOWN_RETRY: Duration = Duration::from_secs(1);
@@ -11,14 +15,19 @@ const DOWN_RETRY: Duration = Duration::from_secs(1);
 /// The routes that the manifest asks for.
 #[must_use]
 pub fn routes<'a>(instances: impl IntoIterator<Item = &'a Instance>) -> Routes {
-    Routes::new(instances.into_iter().filter(|instance| instance.routable()).filter_map(|instance| {
-        Some(Route {
-            host: instance.host.clone(),
-            port: instance.port?,
-            container: instance.container.clone(),
-            since: instance.ready_at?,
-        })
-    }))
+    Routes::new(instances.into_iter().filter_map(route))
+}
+
+/// An instance's route, if it should have one.
+pub(super) fn route(instance: &Instance) -> Option<Route> {
+    instance.routable().then_some(())?;
+    Some(Route {
+        host: instance.host.clone(),
+        extra_hosts: Vec::new(),
+        port: instance.port?,
+        container: instance.container.clone(),
+        since: instance.ready_at?,
+    })
 }
 
 /// What is known of HAProxy's routes.
@@ -28,17 +37,29 @@ pub(super) struct Published {
     confirmed: Option<(Routes, Standing)>,
     /// What was last tried, and when.
     tried: Option<(Routes, Instant)>,
+    /// When a reload is due that was put off.
+    reload_due: Option<Instant>,
     /// What is being published right now.
     under_way: Option<Routes>,
+    /// Changes of single apps since the routes were read that are being published: they are newer.
+    meanwhile: BTreeMap<Hostname, Option<Route>>,
 }
 
 impl Published {
+    /// From here on changes are newer than the routes that are read now.
+    pub fn reading(&mut self) {
+        if self.under_way.is_none() {
+            self.meanwhile.clear();
+        }
+    }
+
     /// Whether HAProxy sends requests for an instance to it; none while that is not known.
     pub fn routed(&self, instance: &Instance) -> Option<bool> {
         let port = instance.port?;
         let confirmed = self.confirmed(instance, port)?;
         // A publication that says otherwise may come into force at any moment.
-        let changing = self.under_way.as_ref().is_some_and(|next| next.contains(&instance.host, port) != confirmed);
+        let changing = self.under_way.as_ref().is_some_and(|next| next.contains(&instance.host, port) != confirmed)
+            && !self.meanwhile.contains_key(&instance.host);
         (!changing).then_some(confirmed)
     }
 
@@ -55,12 +76,21 @@ impl Published {
     pub fn due(&self, wanted: &Routes, period: Duration) -> bool {
         let Some((tried, at)) = &self.tried else { return true };
         let down = matches!(self.confirmed, Some((_, Standing::Down)));
-        tried != wanted || at.elapsed() >= period || (down && at.elapsed() >= DOWN_RETRY)
+        tried != wanted
+            || at.elapsed() >= period
+            || (down && at.elapsed() >= DOWN_RETRY)
+            || self.reload_due.is_some_and(|due| due <= Instant::now())
+    }
+
+    /// How long until the next publication is due, if that is known.
+    pub fn due_in(&self) -> Option<Duration> {
+        self.reload_due.map(|due| due.saturating_duration_since(Instant::now()))
     }
 
     pub fn trying(&mut self, routes: &Routes) {
         self.tried = Some((routes.clone(), Instant::now()));
         self.under_way = Some(routes.clone());
+        self.reload_due = None;
     }
 
     /// Something outside has changed: the next pass publishes, whatever was tried before.
@@ -68,12 +98,27 @@ impl Published {
         self.tried = None;
     }
 
+    /// Takes down that an instance's route was changed alone, and is in force.
+    pub fn changed(&mut self, instance: &Instance) {
+        let route = route(instance);
+        if let Some((routes, _)) = &mut self.confirmed {
+            apply(routes, &instance.host, route.clone());
+        }
+        self.meanwhile.insert(instance.host.clone(), route);
+    }
+
     /// Takes the outcome down; returns what is wrong with HAProxy, if anything.
     pub fn tried(&mut self, routes: Routes, outcome: &Result<Publication, HaproxyError>) -> Option<String> {
         self.under_way = None;
+        let meanwhile = std::mem::take(&mut self.meanwhile);
         match outcome {
             Ok(publication) => {
+                let mut routes = routes;
+                for (host, route) in meanwhile {
+                    apply(&mut routes, &host, route);
+                }
                 self.confirmed = Some((routes, publication.standing));
+                self.reload_due = publication.reload_due;
                 matches!(publication.standing, Standing::Down)
                     .then(|| "does not run; its files are in place for when it does".to_owned())
             }
@@ -86,6 +131,13 @@ impl Published {
                 Some(error.to_string())
             }
         }
+    }
+}
+
+fn apply(routes: &mut Routes, host: &Hostname, route: Option<Route>) {
+    match route {
+        Some(route) => routes.insert(route),
+        None => routes.remove(host),
     }
 }
 
@@ -102,7 +154,7 @@ mod tests {
 
     #[allow(clippy::unnecessary_wraps, reason = "what publishing returns")]
     fn outcome(standing: Standing) -> Result<Publication, HaproxyError> {
-        Ok(Publication { generation: "g".to_owned(), standing })
+        Ok(Publication { generation: "g".to_owned(), standing, reload_due: None })
     }
 
     fn publish(published: &mut Published, routes: &Routes, outcome: &Result<Publication, HaproxyError>) {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use haas::config::Public;
 use haas::haproxy::{Haproxy, Route, Routes, Settings};
 use haas::instance::name::{ContainerName, Hostname};
 use nix::sys::signal::{Signal, kill};
@@ -60,16 +61,28 @@ impl Rig {
             dir: path("haproxy"),
             template: None,
             http_bind: format!("127.0.0.1:{port}"),
+            https_bind: String::new(),
+            certs: path("certs"),
+            public: Public { https: false, port },
+            http_port: port,
+            hsts: Duration::ZERO,
+            allow_insecure: false,
             master_socket: path("master.sock"),
             stats_socket: path("stats.sock"),
             control: vec![format!("127.0.0.1:{}", free_port())],
             control_timeout: Duration::from_mins(1),
             user: String::new(),
             group: String::new(),
+            live_routes: true,
+            reload_min_interval: Duration::ZERO,
             hard_stop_after: Duration::from_mins(1),
+            old_workers_max: 8,
             sections_max: 2000,
             maxconn: 500,
             app_maxconn: 100,
+            app_request_rate: 100_000,
+            body_max: 16 * 1024 * 1024,
+            head_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(10),
         };
         Self { folder, settings, port, child: None }
@@ -155,7 +168,13 @@ pub fn host(app: &str) -> Hostname {
 
 pub fn route(app: &str, port: u16) -> Route {
     let since: DateTime<Utc> = "2026-01-02T03:04:05Z".parse().unwrap();
-    Route { host: host(app), port, container: ContainerName::parse(&format!("alice-{app}")).unwrap(), since }
+    Route {
+        host: host(app),
+        extra_hosts: Vec::new(),
+        port,
+        container: ContainerName::parse(&format!("alice-{app}")).unwrap(),
+        since,
+    }
 }
 
 pub fn routes(of: &[(&str, u16)]) -> Routes {

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, Public};
 use crate::haproxy::files;
 use crate::instance::name::{AppName, ContainerName, HostPattern, Hostname, Username};
 
@@ -18,13 +18,21 @@ fn settings() -> Settings {
 fn route(user: &str, app: &str, pattern: HostPattern, port: u16, since: DateTime<Utc>) -> Option<Route> {
     let (user, app) = (Username::parse(user).ok()?, AppName::parse(app).ok()?);
     let host = pattern.host(&user, &app, &Hostname::parse("haas.localhost").ok()?).ok()?;
-    Some(Route { host, port, container: ContainerName::of(&user, &app), since })
+    Some(Route { host, extra_hosts: Vec::new(), port, container: ContainerName::of(&user, &app), since })
 }
 
 fn two() -> Routes {
     let since = "2026-01-02T03:04:05.678Z".parse().unwrap();
     let of = |user, app, port| route(user, app, HostPattern::Nested, port, since).unwrap();
     Routes::new([of("bob", "todo", 5522), of("alice", "notes", 5521)])
+}
+
+/// One host more, and one of another app's.
+fn more() -> Routes {
+    let mut routes: Vec<Route> = two().iter().cloned().collect();
+    routes[0].extra_hosts = vec![Hostname::parse("www.example.org").unwrap()];
+    routes.push(Route { host: Hostname::parse("x.y.haas.localhost").unwrap(), port: 1, ..routes[1].clone() });
+    Routes::new(routes)
 }
 
 fn rendered(settings: &Settings, routes: &Routes) -> Candidate {
@@ -40,7 +48,10 @@ fn no_app() {
 fn two_apps() {
     let candidate = rendered(&settings(), &two());
     insta::assert_snapshot!(candidate.cfg());
-    assert_eq!(candidate.map(), "notes.alice.haas.localhost 127.0.0.1:5521\ntodo.bob.haas.localhost 127.0.0.1:5522\n");
+    assert_eq!(
+        candidate.map(),
+        "notes.alice.haas.localhost notes.alice.haas.localhost:5521\ntodo.bob.haas.localhost todo.bob.haas.localhost:5522\n"
+    );
 }
 
 #[test]
@@ -53,16 +64,39 @@ fn more_apps_than_sections_and_two_control_servers() {
 }
 
 #[test]
-fn the_generation_names_both_files() {
-    let candidate = rendered(&settings(), &two());
-    let own = |cfg: &str, map: &str| own_generation(cfg, map);
+fn without_live_routes_the_generation_names_both_files() {
+    let settings = Settings { live_routes: false, ..settings() };
+    let candidate = rendered(&settings, &two());
+    let own = |cfg: &str, map: &str| own_generation(cfg, Some(map));
     assert_eq!(own(candidate.cfg(), candidate.map()).as_deref(), Some(candidate.generation()));
     assert_eq!(own(candidate.cfg(), "other.haas.localhost 127.0.0.1:1\n"), None);
     assert_eq!(own(&format!("{}\n", candidate.cfg()), candidate.map()), None);
     assert_eq!(own("", ""), None);
-    let mut other = settings();
+    let mut other = settings;
     other.maxconn += 1;
     assert_ne!(rendered(&other, &two()).generation(), candidate.generation());
+}
+
+#[test]
+fn with_live_routes_the_generation_names_what_a_worker_keeps() {
+    let mut settings = settings();
+    settings.sections_max = 0;
+    let (one, other) = (rendered(&settings, &two()), rendered(&settings, &more()));
+    assert_ne!(one.map(), other.map());
+    assert_eq!(one.generation(), other.generation(), "past the sections no route needs a reload");
+    assert_eq!(own_generation(one.cfg(), None).as_deref(), Some(one.generation()));
+    assert_eq!(own_generation(&format!("{}\n", one.cfg()), None), None);
+}
+
+#[test]
+fn https_and_everything_that_goes_with_it() {
+    let mut settings = settings();
+    settings.https_bind = "*:8443".to_owned();
+    settings.public = Public { https: true, port: 8443 };
+    settings.hsts = Duration::from_secs(86400);
+    insta::assert_snapshot!(rendered(&settings, &two()).cfg());
+    settings.allow_insecure = true;
+    assert!(!rendered(&settings, &two()).cfg().contains("deny_status 403"));
 }
 
 #[test]
@@ -79,10 +113,14 @@ fn accepted(settings: &Settings, routes: &Routes) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let mut settings = settings.clone();
     settings.dir = folder.path().to_owned();
+    settings.certs = folder.path().join("certs");
     let candidate = rendered(&settings, routes);
-    std::fs::create_dir(folder.path().join("errors")).unwrap();
-    for (name, page) in PAGES {
-        std::fs::write(folder.path().join("errors").join(name), page).unwrap();
+    for folder in [settings.certs.clone(), folder.path().join("errors"), folder.path().join("filters")] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    std::fs::write(settings.certs.join("one.pem"), include_str!("tests/certificate.pem")).unwrap();
+    for (name, text) in FIXED {
+        std::fs::write(folder.path().join(name), text).unwrap();
     }
     std::fs::write(folder.path().join(MAP), candidate.map()).unwrap();
     std::fs::write(folder.path().join(files::CFG), candidate.cfg()).unwrap();
@@ -97,9 +135,11 @@ fn haproxy_has_nothing_to_warn_about() {
     let mut settings = settings();
     for control in [vec!["127.0.0.1:5500"], vec!["unix@/tmp/haas.sock", "127.0.0.1:5501"]] {
         settings.control = control.into_iter().map(str::to_owned).collect();
-        for sections_max in [0, 2000] {
+        for (sections_max, https_bind) in [(0, ""), (2000, ""), (0, "127.0.0.1:8443"), (2000, "127.0.0.1:8443")] {
             settings.sections_max = sections_max;
+            settings.https_bind = https_bind.to_owned();
             accepted(&settings, &two()).unwrap();
+            accepted(&settings, &more()).unwrap();
         }
     }
     settings.hard_stop_after = Duration::from_millis(1);

@@ -1,0 +1,425 @@
+//! The live lane: a route is put into the running HAProxy at once, and gets its section with a
+//! later reload.
+//!
+//! The map decides where a host leads (see the template), and HAProxy can change a map while it
+//! runs (HAProxy management guide, section 9.3, `add map`, `set map`, `del map`, `prepare map`).
+//! So a change goes first into routes.map, for whoever starts HAProxy next, then to every living
+//! worker: the current one through its own socket, which answers also while the master reads its
+//! files anew, the older ones through the master's.
+//!
+//! What the lane relies on, it has seen. A worker is in `agreed` once its whole map was compared
+//! with `entries`, and for as long as each change since was read back from it. Anything
+//! unexpected (an error, an unknown worker, a reload under way) takes that away: nothing is
+//! called in force then, until a comparison of every worker's map, and the repair of what
+//! differs, has restored it. That comparison is made at every reload and every period.
+//!
+//! Who changes what: [`Lane::change`] is called for one app at a time, by whoever works on it;
+//! [`Lane::settle`] for all of them, with routes that were read from the manifest a moment ago.
+//! A change made since that moment is newer, and is left alone.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use tokio::sync::Mutex;
+
+use super::master::{Master, Worker};
+use super::render::{MAP, map_text};
+use super::socket::Socket;
+use super::{HaproxyError, RouteChange, files};
+use crate::failpoint::{Boundary, Faults};
+use crate::instance::name::Hostname;
+
+/// Differences up to which a map is repaired entry by entry; past it, it is replaced in one.
+const REPAIRED_SINGLY: usize = 64;
+/// What a worker takes as one command: its buffer has 16 KiB (`tune.bufsize`).
+const PAYLOAD: usize = 12 * 1024;
+
+/// Which host leads to which section.
+pub(super) type Entries = BTreeMap<Hostname, String>;
+
+/// See the module's documentation.
+pub(super) struct Lane {
+    dir: PathBuf,
+    current: Socket,
+    faults: Faults,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What routes.map says; none until it was first written.
+    entries: Option<Entries>,
+    /// Workers whose maps say the same.
+    agreed: HashSet<i32>,
+    /// Counts changes.
+    sequence: u64,
+    /// Hosts that were changed alone, and when.
+    recent: HashMap<Hostname, u64>,
+    /// A worker may be reading routes.map right now.
+    reloading: bool,
+}
+
+/// How far the workers follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Following {
+    /// Every living one has the map.
+    All,
+    /// HAProxy is down.
+    Nobody,
+    /// Not every one.
+    InDoubt,
+}
+
+impl Lane {
+    pub fn new(dir: PathBuf, stats_socket: PathBuf, faults: Faults) -> Self {
+        Self { dir, current: Socket::new(stats_socket), faults, state: Mutex::default() }
+    }
+
+    pub fn with_faults(self, faults: Faults) -> Self {
+        Self { faults, ..self }
+    }
+
+    /// This moment, for [`Lane::settle`].
+    pub async fn now(&self) -> u64 {
+        self.state.lock().await.sequence
+    }
+
+    /// Changes where some hosts lead. True when every worker follows; otherwise it may or may
+    /// not be in force, and settling has to make sure.
+    pub async fn change(&self, master: &Master, change: &RouteChange) -> Result<bool, HaproxyError> {
+        let mut guard = self.state.lock().await;
+        let state = &mut *guard;
+        let Some(mut entries) = state.entries.take() else { return Ok(false) };
+        let (hosts, target) = (change.hosts(), change.target());
+        let mut steps = Vec::new();
+        state.sequence += 1;
+        for host in hosts {
+            let before = match &target {
+                Some(target) => entries.insert(host.clone(), target.clone()),
+                None => entries.remove(host),
+            };
+            steps.push(Entry { host, before, after: target.as_deref() });
+            state.recent.insert(host.clone(), state.sequence);
+        }
+        let written = match steps.iter().any(Entry::changes) {
+            true => write_map(&self.dir, &entries).await,
+            false => Ok(()),
+        };
+        state.entries = Some(entries);
+        if let Err(error) = written {
+            state.agreed.clear();
+            return Err(error);
+        }
+        self.faults.hit(Boundary::MapSwapped).await;
+        match self.tell_all(master, state, &steps).await {
+            Ok(true) => {
+                self.faults.hit(Boundary::RunningMapChanged).await;
+                Ok(!state.reloading)
+            }
+            Ok(false) => {
+                state.agreed.clear();
+                Ok(false)
+            }
+            Err(error) => {
+                log::debug!("the live lane is in doubt: {error}");
+                state.agreed.clear();
+                Ok(false)
+            }
+        }
+    }
+
+    /// Whether every living worker is known, was told, and has it.
+    async fn tell_all(&self, master: &Master, state: &State, steps: &[Entry<'_>]) -> Result<bool, HaproxyError> {
+        let mut line: Vec<String> = steps.iter().filter_map(Entry::command).collect();
+        line.extend(steps.iter().map(Entry::question));
+        line.push("show info".to_owned());
+        let Some(answer) = self.current.ask(&line.join(";")).await? else { return Ok(false) };
+        let Some(pid) = answer.lines().find_map(|line| line.strip_prefix("Pid: ")?.trim().parse::<i32>().ok()) else {
+            return Ok(false);
+        };
+        let told = answer.lines().filter(|line| line.starts_with("type=str"));
+        if !steps.iter().zip(told).all(|(entry, answer)| entry.is_told_by(answer)) {
+            return Ok(false);
+        }
+        if state.reloading {
+            // The master is busy with itself, and all is compared when it is done.
+            return Ok(true);
+        }
+        let Some(processes) = master.processes().await? else { return Ok(false) };
+        if !processes.workers.iter().all(|worker| state.agreed.contains(&worker.pid))
+            || !processes.workers.iter().any(|worker| worker.pid == pid)
+        {
+            return Ok(false);
+        }
+        for worker in processes.workers.iter().filter(|worker| worker.pid != pid) {
+            for entry in steps {
+                if let Some(command) = entry.command() {
+                    master.tell(worker.pid, &command).await?;
+                }
+                // One that has left in the meantime routes nobody any more.
+                if let Some(answer) = master.tell(worker.pid, &entry.question()).await?
+                    && !entry.is_told_by(&answer)
+                {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes routes.map, and the map of every living worker, say `wanted`, but for what was
+    /// changed after `since`. `compare` looks at every worker's map also when it should be right.
+    pub async fn settle(
+        &self,
+        master: &Master,
+        mut wanted: Entries,
+        since: u64,
+        compare: bool,
+    ) -> Result<Following, HaproxyError> {
+        let mut guard = self.state.lock().await;
+        let state = &mut *guard;
+        state.recent.retain(|_, changed| *changed > since);
+        if let Some(entries) = &state.entries {
+            for host in state.recent.keys() {
+                match entries.get(host) {
+                    Some(target) => wanted.insert(host.clone(), target.clone()),
+                    None => wanted.remove(host),
+                };
+            }
+        }
+        if !files::says(&self.dir.join(MAP), &map_text(&wanted)).await? {
+            write_map(&self.dir, &wanted).await?;
+            self.faults.hit(Boundary::MapSwapped).await;
+        }
+        if compare || state.entries.as_ref() != Some(&wanted) {
+            state.agreed.clear();
+        }
+        state.entries = Some(wanted);
+        self.follow(master, state).await
+    }
+
+    /// From here on a worker may be reading routes.map.
+    pub async fn reload_begins(&self) {
+        self.state.lock().await.reloading = true;
+    }
+
+    /// The reload is over, well or not: everything is compared.
+    pub async fn reload_ends(&self, master: &Master) -> Result<Following, HaproxyError> {
+        let mut guard = self.state.lock().await;
+        let state = &mut *guard;
+        state.reloading = false;
+        state.agreed.clear();
+        self.follow(master, state).await
+    }
+
+    /// Brings every living worker's map in line with `entries`.
+    async fn follow(&self, master: &Master, state: &mut State) -> Result<Following, HaproxyError> {
+        let Some(entries) = &state.entries else { return Ok(Following::InDoubt) };
+        let Some(processes) = master.processes().await? else {
+            state.agreed.clear();
+            return Ok(Following::Nobody);
+        };
+        let living: HashSet<i32> = processes.workers.iter().map(|worker| worker.pid).collect();
+        state.agreed.retain(|pid| living.contains(pid));
+        for worker in &processes.workers {
+            if state.agreed.contains(&worker.pid) {
+                continue;
+            }
+            match bring_in_line(master, worker, entries).await {
+                Ok(true) => {
+                    state.agreed.insert(worker.pid);
+                }
+                Ok(false) => return Ok(Following::InDoubt),
+                // One that gives no answer takes no request either, and is on its way out.
+                Err(error) if !worker.current => {
+                    log::warn!("an old worker of HAProxy (process {}) is left alone: {error}", worker.pid);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.faults.hit(Boundary::RunningMapChanged).await;
+        Ok(if processes.workers.is_empty() { Following::Nobody } else { Following::All })
+    }
+}
+
+/// One host, where it led and where it is to lead.
+struct Entry<'a> {
+    host: &'a Hostname,
+    before: Option<String>,
+    after: Option<&'a str>,
+}
+
+impl Entry<'_> {
+    fn changes(&self) -> bool {
+        self.before.as_deref() != self.after
+    }
+
+    /// What to tell a worker that agrees with what was; nothing if nothing changes.
+    fn command(&self) -> Option<String> {
+        let host = self.host;
+        match (self.before.as_deref(), self.after) {
+            (None, Some(after)) => Some(format!("add map {MAP} {host} {after}")),
+            (Some(before), Some(after)) if before != after => Some(format!("set map {MAP} {host} {after}")),
+            (Some(_), None) => Some(format!("del map {MAP} {host}")),
+            (Some(_), Some(_)) | (None, None) => None,
+        }
+    }
+
+    fn question(&self) -> String {
+        format!("get map {MAP} {}", self.host)
+    }
+
+    /// Whether the answer to the question is as it should be.
+    fn is_told_by(&self, answer: &str) -> bool {
+        match self.after {
+            Some(after) => answer.contains(&format!("value=\"{after}\"")),
+            None => answer.contains("found=no"),
+        }
+    }
+}
+
+/// Compares a worker's map, repairs it, and compares once more. A worker that has left is in line.
+async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> Result<bool, HaproxyError> {
+    let Some(present) = show_map(master, worker.pid).await? else { return Ok(!worker.current) };
+    let Some(steps) = difference(&present, entries) else { return Ok(true) };
+    if worker.current && !present.is_empty() {
+        log::info!("HAProxy's map differs from the manifest in {} entries; repairing it", steps.len());
+    }
+    if steps.len() <= REPAIRED_SINGLY {
+        for step in &steps {
+            master.tell(worker.pid, step).await?;
+        }
+    } else {
+        replace_map(master, worker.pid, entries).await?;
+    }
+    let Some(present) = show_map(master, worker.pid).await? else { return Ok(!worker.current) };
+    Ok(difference(&present, entries).is_none())
+}
+
+/// The entries of a worker's map, repeated ones included; none when the worker is not there.
+async fn show_map(master: &Master, pid: i32) -> Result<Option<Vec<(String, String)>>, HaproxyError> {
+    let answer = master.tell(pid, &format!("show map {MAP}")).await?;
+    Ok(answer.map(|answer| parse_map(&answer)))
+}
+
+/// Lines such as `0x55f8d4ebe1a0 notes.alice.example notes.alice.example:5521`.
+pub(super) fn parse_map(answer: &str) -> Vec<(String, String)> {
+    let entry = |line: &str| {
+        let (pointer, rest) = line.split_once(' ')?;
+        let (host, target) = rest.split_once(' ')?;
+        pointer.starts_with("0x").then(|| (host.to_owned(), target.trim().to_owned()))
+    };
+    answer.lines().filter_map(entry).collect()
+}
+
+/// What would make the one out of the other; none when they are equal.
+fn difference(present: &[(String, String)], wanted: &Entries) -> Option<Vec<String>> {
+    let mut seen: HashMap<&str, &str> = HashMap::with_capacity(present.len());
+    let mut steps = Vec::new();
+    let mut repeated = HashSet::new();
+    for (host, target) in present {
+        if seen.insert(host, target).is_some() {
+            repeated.insert(host.as_str());
+        }
+    }
+    for (host, target) in &seen {
+        match wanted.get::<str>(host) {
+            // Deleting takes every one of them.
+            Some(right) if repeated.contains(host) => {
+                steps.push(format!("del map {MAP} {host}"));
+                steps.push(format!("add map {MAP} {host} {right}"));
+            }
+            Some(right) if right != target => steps.push(format!("set map {MAP} {host} {right}")),
+            Some(_) => {}
+            None => steps.push(format!("del map {MAP} {host}")),
+        }
+    }
+    let missing = wanted.iter().filter(|(host, _)| !seen.contains_key(host.as_str()));
+    steps.extend(missing.map(|(host, target)| format!("add map {MAP} {host} {target}")));
+    (!steps.is_empty()).then_some(steps)
+}
+
+/// Replaces a worker's map in one moment, however large (management guide, `prepare map`).
+async fn replace_map(master: &Master, pid: i32, entries: &Entries) -> Result<(), HaproxyError> {
+    let answer = master.tell(pid, &format!("prepare map {MAP}")).await?.unwrap_or_default();
+    // "New version created: 1"
+    let Some(version) = answer.rsplit(' ').next().and_then(|word| word.trim().parse::<u32>().ok()) else {
+        return Ok(());
+    };
+    let command = format!("add map @{version} {MAP} <<\n");
+    let mut payload = command.clone();
+    for (host, target) in entries {
+        let line = format!("{host} {target}\n");
+        if payload.len() + line.len() > PAYLOAD {
+            payload.push('\n');
+            master.tell(pid, &payload).await?;
+            payload.clone_from(&command);
+        }
+        payload.push_str(&line);
+    }
+    if payload.len() > command.len() {
+        payload.push('\n');
+        master.tell(pid, &payload).await?;
+    }
+    master.tell(pid, &format!("commit map @{version} {MAP}")).await?;
+    Ok(())
+}
+
+/// Not synced: it is compared, and written again if need be, before it is relied on.
+async fn write_map(dir: &Path, entries: &Entries) -> Result<(), HaproxyError> {
+    files::replace_unsynced(&dir.join(MAP), map_text(entries)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(of: &[(&str, &str)]) -> Entries {
+        of.iter().map(|(host, target)| (Hostname::parse(host).unwrap(), (*target).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_map_is_read_as_haproxy_shows_it() {
+        let answer = "0x55f8d4ebe1a0 a.example a.example:1\n0x55f8d4ebe1f0 b.example a.example:1\n\n";
+        let read = parse_map(answer);
+        assert_eq!(read, [("a.example".into(), "a.example:1".into()), ("b.example".into(), "a.example:1".into())]);
+        assert!(parse_map("Unknown map identifier. Please use #<id> or <file>.\n").is_empty());
+    }
+
+    #[test]
+    fn what_differs_is_repaired_and_nothing_else_is_touched() {
+        let wanted = entries(&[("a.example", "a:1"), ("b.example", "b:2"), ("c.example", "c:3")]);
+        let of = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(host, target)| ((*host).to_owned(), (*target).to_owned())).collect()
+        };
+        let same = of(&[("c.example", "c:3"), ("a.example", "a:1"), ("b.example", "b:2")]);
+        assert_eq!(difference(&same, &wanted), None);
+        let mut steps = difference(
+            &of(&[("a.example", "a:9"), ("x.example", "x:1"), ("b.example", "b:2"), ("b.example", "b:2")]),
+            &wanted,
+        )
+        .unwrap();
+        steps.sort();
+        assert_eq!(
+            steps,
+            [
+                "add map routes.map b.example b:2",
+                "add map routes.map c.example c:3",
+                "del map routes.map b.example",
+                "del map routes.map x.example",
+                "set map routes.map a.example a:1",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_answer_counts_only_for_the_target_that_was_asked_for() {
+        let host = Hostname::parse("a.example").unwrap();
+        let found = "type=str, case=sensitive, found=yes, idx=tree, key=\"a.example\", value=\"a:1\", type=\"str\"";
+        let entry = |after| Entry { host: &host, before: None, after };
+        assert!(entry(Some("a:1")).is_told_by(found));
+        assert!(!entry(Some("a:12")).is_told_by(found) && !entry(None).is_told_by(found));
+        assert!(entry(None).is_told_by("type=str, case=sensitive, found=no"));
+        assert!(!entry(None).is_told_by("Unknown map identifier."));
+    }
+}

@@ -1,0 +1,169 @@
+//! One publication: what has to be written, told and reloaded, in which order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::lane::Following;
+use super::master::Running;
+use super::{Candidate, Haproxy, HaproxyError, Memory, Moment, Publication, Routes, Standing, check, files, render};
+use crate::failpoint::Boundary;
+
+/// How often every worker's map is compared when nothing is amiss.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+
+impl Haproxy {
+    /// The routes through the lane; then haproxy.cfg, at once or when its time has come.
+    pub(super) async fn publish_live(
+        &self,
+        memory: &mut Memory,
+        candidate: &Arc<Candidate>,
+        routes: &Routes,
+        read: Moment,
+    ) -> Result<Publication, HaproxyError> {
+        files::write_fixed(&self.settings).await?;
+        let compare = memory.compared.is_none_or(|at| at.elapsed() >= COMPARE_EVERY);
+        let following = self.lane.settle(&self.master, routes.entries(), read.0, compare).await?;
+        memory.compared = compare.then(Instant::now).or(memory.compared);
+        let running = self.master.running().await?;
+        let runs = matches!(&running, Running::Generation(running) if running == candidate.generation());
+        let mut publication =
+            Publication { generation: candidate.generation().to_owned(), standing: Standing::Live, reload_due: None };
+        let skeleton = self.skeleton(memory).await?;
+        if runs && following == Following::All {
+            self.put_config_in_place(candidate, &running).await?;
+            let since = memory.reloaded.take().map_or_else(Instant::now, |(at, _)| at);
+            memory.reloaded = Some((since, skeleton));
+            return Ok(publication);
+        }
+        if running == Running::Down {
+            self.put_config_in_place(candidate, &running).await?;
+            publication.standing = Standing::Down;
+            return Ok(publication);
+        }
+        // Only sections can wait, and only while the routes are in force.
+        if following == Following::All
+            && let Some((at, of)) = &memory.reloaded
+            && *of == skeleton
+        {
+            let due = self.sections_due(*at).await?;
+            if due > Instant::now() {
+                publication.reload_due = Some(due);
+                return Ok(publication);
+            }
+        }
+        self.put_config_in_place(candidate, &running).await?;
+        self.lane.reload_begins().await;
+        let reloaded = self.reload(candidate.generation()).await;
+        let following = self.lane.reload_ends(&self.master).await;
+        // One that failed is not tried again and again, either.
+        memory.reloaded = Some((Instant::now(), skeleton));
+        reloaded?;
+        match following? {
+            Following::All => Ok(publication),
+            Following::Nobody => Ok(Publication { standing: Standing::Down, ..publication }),
+            Following::InDoubt => Err(HaproxyError::Unconfirmed {
+                generation: publication.generation,
+                reason: "not every worker has the routes".to_owned(),
+                restored: false,
+            }),
+        }
+    }
+
+    /// Everything by a reload, the map too.
+    pub(super) async fn publish_by_reload(&self, candidate: &Arc<Candidate>) -> Result<Publication, HaproxyError> {
+        let generation = candidate.generation().to_owned();
+        let running = self.master.running().await?;
+        self.put_in_place(candidate, &running).await?;
+        let standing = match running {
+            Running::Down => Standing::Down,
+            Running::Generation(running) if running == generation => Standing::Live,
+            Running::Generation(_) | Running::Foreign => {
+                self.reload(&generation).await?;
+                Standing::Live
+            }
+        };
+        Ok(Publication { generation, standing, reload_due: None })
+    }
+
+    /// When the next reload may give apps their sections.
+    async fn sections_due(&self, reloaded: Instant) -> Result<Instant, HaproxyError> {
+        let due = reloaded + self.settings.reload_min_interval;
+        let now = Instant::now();
+        if due > now {
+            return Ok(due);
+        }
+        // Each reload leaves a worker behind for as long as its streams last.
+        let old = self.workers().await?.iter().filter(|worker| !worker.current).count();
+        let wait = self.settings.reload_min_interval.max(Duration::from_secs(1));
+        Ok(if old >= self.settings.old_workers_max { now + wait } else { now })
+    }
+
+    /// haproxy.cfg without any section: what of it can't wait.
+    async fn skeleton(&self, memory: &Memory) -> Result<String, HaproxyError> {
+        let template = memory.rendered.as_ref().map(|(_, template, _)| template.clone()).unwrap_or_default();
+        let bare = render::candidate(self.settings.clone(), Routes::default(), template).await?;
+        Ok(bare.generation().to_owned())
+    }
+
+    /// Check and swap of haproxy.cfg, unless it is there already.
+    async fn put_config_in_place(&self, candidate: &Arc<Candidate>, running: &Running) -> Result<(), HaproxyError> {
+        let dir = &self.settings.dir;
+        let present = files::Pair::read(dir).await?;
+        if present.as_ref().is_some_and(|pair| pair.has_config_of(candidate)) {
+            return Ok(());
+        }
+        let checked = self.checked(candidate, present.as_ref(), running).await?;
+        self.faults.hit(Boundary::CandidateChecked).await;
+        files::swap_config(dir, &checked).await?;
+        self.faults.hit(Boundary::ConfigSwapped).await;
+        Ok(())
+    }
+
+    /// Check and swap of both files, unless they are there already.
+    async fn put_in_place(&self, candidate: &Arc<Candidate>, running: &Running) -> Result<(), HaproxyError> {
+        let dir = &self.settings.dir;
+        let ((), present) = tokio::try_join!(files::write_fixed(&self.settings), files::Pair::read(dir))?;
+        if present.as_ref().is_some_and(|pair| pair.is(candidate)) {
+            return Ok(());
+        }
+        let checked = self.checked(candidate, present.as_ref(), running).await?;
+        self.faults.hit(Boundary::CandidateChecked).await;
+        let half = files::swap_map(dir, checked).await?;
+        self.faults.hit(Boundary::MapSwapped).await;
+        half.swap_config().await?;
+        self.faults.hit(Boundary::ConfigSwapped).await;
+        Ok(())
+    }
+
+    /// Keeps what runs well, and has HAProxy look at the candidate. One that it refuses is kept
+    /// for the administrator.
+    async fn checked(
+        &self,
+        candidate: &Arc<Candidate>,
+        present: Option<&files::Pair>,
+        running: &Running,
+    ) -> Result<check::CheckedConfig, HaproxyError> {
+        let dir = &self.settings.dir;
+        let keep = async {
+            match (present, running) {
+                (Some(pair), Running::Generation(generation)) => {
+                    files::keep_last_good(&self.settings, pair, generation).await
+                }
+                _ => Ok(()),
+            }
+        };
+        let folder = dir.join("candidate");
+        let (kept, checked) = tokio::join!(keep, check::check(&self.settings, Arc::clone(candidate), folder.clone()));
+        kept?;
+        match checked {
+            Err(HaproxyError::Rejected { message }) => {
+                let kept = files::keep_rejected(dir, &folder).await?;
+                let message = message.replace(&*folder.to_string_lossy(), &kept.to_string_lossy());
+                Err(HaproxyError::Rejected { message })
+            }
+            other => other,
+        }
+    }
+}
