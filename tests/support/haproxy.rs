@@ -51,7 +51,7 @@ pub struct Rig {
 
 impl Rig {
     /// The folder and the settings; HAProxy is not started.
-    pub fn new() -> Self {
+    pub fn new(live_routes: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("haas").tempdir().unwrap();
         let port = free_port();
         let path = |name: &str| folder.path().join(name);
@@ -73,7 +73,7 @@ impl Rig {
             control_timeout: Duration::from_mins(1),
             user: String::new(),
             group: String::new(),
-            live_routes: true,
+            live_routes,
             reload_min_interval: Duration::ZERO,
             hard_stop_after: Duration::from_mins(1),
             old_workers_max: 8,
