@@ -143,6 +143,20 @@ impl Rig {
         let _ = child.wait();
     }
 
+    /// The master's process id.
+    pub fn master(&self) -> i32 {
+        self.child.as_ref().unwrap().id().cast_signed()
+    }
+
+    /// A command at the worker's own socket, as an administrator would type it.
+    pub async fn tell(&self, command: &str) -> String {
+        let mut stream = tokio::net::UnixStream::connect(&self.settings.stats_socket).await.unwrap();
+        stream.write_all(format!("{command}\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("haproxy.log")).unwrap_or_default()
     }
