@@ -392,6 +392,14 @@ impl Haproxy {
         })
     }
 
+    /// Which host leads to which section in the running worker; empty when HAProxy is down.
+    ///
+    /// # Errors
+    /// [`HaproxyError::Socket`].
+    pub async fn running_map(&self) -> Result<Vec<(String, String)>, HaproxyError> {
+        Ok(self.master.running_map().await?.map(|answer| lane::parse_map(&answer)).unwrap_or_default())
+    }
+
     /// Every living worker, the current one first; empty when HAProxy is down.
     ///
     /// # Errors

@@ -27,7 +27,8 @@ async fn serving(rig: &mut Rig, of: &Routes) -> Haproxy {
 }
 
 async fn pids(haproxy: &Haproxy) -> Vec<i32> {
-    haproxy.workers().await.unwrap().iter().map(|worker| worker.pid).collect()
+    // While the master replaces itself, connections are cut.
+    haproxy.workers().await.unwrap_or_default().iter().map(|worker| worker.pid).collect()
 }
 
 /// A worker that stays for a stream, and is not the current one.

@@ -221,15 +221,17 @@ impl Lane {
         };
         let living: HashSet<i32> = processes.workers.iter().map(|worker| worker.pid).collect();
         state.agreed.retain(|pid| living.contains(pid));
+        let mut repaired = false;
         for worker in &processes.workers {
             if state.agreed.contains(&worker.pid) {
                 continue;
             }
             match bring_in_line(master, worker, entries).await {
-                Ok(true) => {
+                Ok(InLine::No) => return Ok(Following::InDoubt),
+                Ok(line) => {
+                    repaired |= line == InLine::Repaired;
                     state.agreed.insert(worker.pid);
                 }
-                Ok(false) => return Ok(Following::InDoubt),
                 // One that gives no answer takes no request either, and is on its way out.
                 Err(error) if !worker.current => {
                     log::warn!("an old worker of HAProxy (process {}) is left alone: {error}", worker.pid);
@@ -237,7 +239,9 @@ impl Lane {
                 Err(error) => return Err(error),
             }
         }
-        self.faults.hit(Boundary::RunningMapChanged).await;
+        if repaired {
+            self.faults.hit(Boundary::RunningMapChanged).await;
+        }
         Ok(if processes.workers.is_empty() { Following::Nobody } else { Following::All })
     }
 }
@@ -278,10 +282,19 @@ impl Entry<'_> {
     }
 }
 
-/// Compares a worker's map, repairs it, and compares once more. A worker that has left is in line.
-async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> Result<bool, HaproxyError> {
-    let Some(present) = show_map(master, worker.pid).await? else { return Ok(!worker.current) };
-    let Some(steps) = difference(&present, entries) else { return Ok(true) };
+/// How a worker's map was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InLine {
+    Already,
+    Repaired,
+    No,
+}
+
+/// Compares a worker's map, repairs it, and compares once more. One that has left is in line.
+async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> Result<InLine, HaproxyError> {
+    let gone = if worker.current { InLine::No } else { InLine::Already };
+    let Some(present) = show_map(master, worker.pid).await? else { return Ok(gone) };
+    let Some(steps) = difference(&present, entries) else { return Ok(InLine::Already) };
     if worker.current && !present.is_empty() {
         log::info!("HAProxy's map differs from the manifest in {} entries; repairing it", steps.len());
     }
@@ -292,8 +305,8 @@ async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> R
     } else {
         replace_map(master, worker.pid, entries).await?;
     }
-    let Some(present) = show_map(master, worker.pid).await? else { return Ok(!worker.current) };
-    Ok(difference(&present, entries).is_none())
+    let Some(present) = show_map(master, worker.pid).await? else { return Ok(gone) };
+    Ok(if difference(&present, entries).is_none() { InLine::Repaired } else { InLine::No })
 }
 
 /// The entries of a worker's map, repeated ones included; none when the worker is not there.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::HaproxyError;
+use super::render::MAP;
 use super::socket::Socket;
 use crate::instance::name::Hostname;
 
@@ -108,6 +109,11 @@ impl Master {
             Ok(Some(info)) => info.lines().any(|line| line.trim() == "Stopping: 0"),
             Ok(None) | Err(_) => false,
         }
+    }
+
+    /// The current worker's map, as it shows it.
+    pub(super) async fn running_map(&self) -> Result<Option<String>, HaproxyError> {
+        self.ask(&format!("@1 show map {MAP}")).await
     }
 
     /// Tells one worker something; none when the master, or that worker, is not there any more.
