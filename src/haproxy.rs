@@ -40,6 +40,7 @@ use crate::instance::name::{ContainerName, Hostname};
 pub use check::CheckedConfig;
 pub use master::Worker;
 use master::{Master, Running};
+pub use reload::ReloadSignal;
 pub use render::Candidate;
 pub use settings::Settings;
 
@@ -218,6 +219,7 @@ pub trait Proxy: Send + Sync + 'static {
 pub struct Haproxy {
     settings: Settings,
     master: Master,
+    signal: ReloadSignal,
     faults: Faults,
     http: reqwest::Client,
     /// Held for a whole publication: they never overlap.
@@ -232,14 +234,21 @@ impl Haproxy {
     /// Touches nothing yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let master = Master::new(settings.master_socket.clone());
+        let master = Master::new(settings.master_socket.clone(), settings.reload_container.is_none());
+        let signal = settings.reload_container.clone().map_or_else(reload::to_the_process, reload::to_nobody);
         let http = reqwest::Client::builder()
             .timeout(Duration::from_secs(2))
             .pool_max_idle_per_host(0)
             .no_proxy()
             .build()
             .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
-        Self { settings, master, faults: Faults::default(), http, publishing: Mutex::default() }
+        Self { settings, master, signal, faults: Faults::default(), http, publishing: Mutex::default() }
+    }
+
+    /// With another way to signal the master than a signal to its process.
+    #[must_use]
+    pub fn with_reload_signal(self, signal: ReloadSignal) -> Self {
+        Self { signal, ..self }
     }
 
     /// With failures at its boundaries, for tests.
@@ -292,6 +301,11 @@ impl Haproxy {
     /// [`HaproxyError::Socket`].
     pub async fn workers(&self) -> Result<Vec<Worker>, HaproxyError> {
         Ok(self.master.processes().await?.map(|processes| processes.workers).unwrap_or_default())
+    }
+
+    /// A worker's memory in MiB; in another container only what its pools take, as it tells.
+    pub async fn memory_mib(&self, worker: &Worker) -> Option<u64> {
+        self.master.memory_mib(worker.pid).await
     }
 
     async fn rendered(&self, cache: &mut Rendered, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {

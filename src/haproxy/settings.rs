@@ -42,6 +42,9 @@ pub struct Settings {
     pub app_maxconn: u32,
     /// How long a reload may take.
     pub confirm_timeout: Duration,
+    /// The container that HAProxy runs in, if it is another one's: then its process ids mean
+    /// nothing here.
+    pub reload_container: Option<String>,
 }
 
 impl Settings {
@@ -71,6 +74,7 @@ impl Settings {
             maxconn: haproxy.maxconn,
             app_maxconn: haproxy.app_maxconn,
             confirm_timeout: haproxy.confirm_timeout,
+            reload_container: (!haproxy.reload_container.is_empty()).then(|| haproxy.reload_container.clone()),
         }
     }
 }

@@ -71,6 +71,7 @@ impl Rig {
             maxconn: 500,
             app_maxconn: 100,
             confirm_timeout: Duration::from_secs(10),
+            reload_container: None,
         };
         Self { folder, settings, port, child: None }
     }
