@@ -262,13 +262,13 @@ async fn sections_wait_while_too_many_old_workers_live() {
     let mut rig = Rig::new(true);
     rig.settings.old_workers_max = 1;
     let (notes, todo) = (Stub::new("notes").await, Stub::new("todo").await);
-    let (haproxy, _kept, stream) = with_an_old_worker(&mut rig, &routes(&[("notes", notes.port)])).await;
+    let (haproxy, kept, stream) = with_an_old_worker(&mut rig, &routes(&[("notes", notes.port)])).await;
     let both = routes(&[("notes", notes.port), ("todo", todo.port)]);
     let published = haproxy.publish_alone(&both).await.unwrap();
     assert!(published.reload_due.is_some());
     assert_eq!(haproxy.workers().await.unwrap().len(), 2);
     assert_eq!(rig.get(TODO, "/").await.by(), "todo", "its route does not wait");
-    drop((stream, _kept));
+    drop((stream, kept));
     eventually("the old worker has left", async || haproxy.workers().await.unwrap().len() == 1).await;
     tokio::time::sleep_until(published.reload_due.unwrap()).await;
     assert_eq!(haproxy.publish_alone(&both).await.unwrap().reload_due, None);

@@ -101,10 +101,8 @@ impl Lane {
             steps.push(Entry { host, before, after: target.as_deref() });
             state.recent.insert(host.clone(), state.sequence);
         }
-        let written = match steps.iter().any(Entry::changes) {
-            true => write_map(&self.dir, &entries).await,
-            false => Ok(()),
-        };
+        let changes = steps.iter().any(Entry::changes);
+        let written = if changes { write_map(&self.dir, &entries).await } else { Ok(()) };
         state.entries = Some(entries);
         if let Err(error) = written {
             state.agreed.clear();

@@ -1,5 +1,6 @@
 //! A real HAProxy in a folder of its own, apps that are a few lines of TCP, and a client that
 //! sees every byte. All of it on loopback.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::net::TcpListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,7 @@ impl Rig {
             body_max: 16 * 1024 * 1024,
             head_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(10),
+            reload_container: None,
         };
         Self { folder, settings, port, child: None }
     }
