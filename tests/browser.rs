@@ -1,4 +1,4 @@
-//! A page in a real browser uses a provisioned Hoodie. What the page does is in `browser/page.mjs`.
+//! A page in a real browser uses a provisioned Hoodie. What the page does is in `browser/`.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -42,7 +42,7 @@ async fn page(arguments: &[&str]) -> Output {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
     assert!(folder.join("node_modules").exists(), "first: npm ci --prefix tests/browser (scripts/test does it)");
     let mut command = tokio::process::Command::new("node");
-    command.arg(folder.join("page.mjs")).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    command.arg(folder.join("run.mjs")).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     tokio::time::timeout(LIMIT, command.output()).await.expect("the script ends in time").unwrap()
 }
 

@@ -1,47 +1,22 @@
-// Uses a provisioned Hoodie as people do, in a real browser: two profiles, from the app's own origin and from another.
-//
-//   node page.mjs --endpoint URL [--ca FILE] [--answer STATUS=URL]... [--hammer STATUS=URL]...
-//
-//   --endpoint    of a running app, such as https://notes.alice.haas.localhost:8443/hoodie/
-//   --ca          PEM file of the authority that the profiles trust; a profile that doesn't is refused, which is checked
-//   --answer      what a page of another origin must be able to read there: a problem document of that status
-//   --hammer      the same, after as many requests as it takes, while the app at the endpoint answers as ever
-//   --work        folder for all that the run makes but screenshots (one of its own, removed at the end)
-//   --screenshots folder for pictures of the pages, taken when it fails (a temporary one)
-//   --limit       seconds that everything may take (150)
-//
-// Prints one JSON object: what each step saw. When something is not as it must be it has the field `failed`, the reason
-// is on standard error, and the exit code is 1.
+// What happens in the browser. run.mjs starts it, and says what it is told and what it prints.
 
 import { randomUUID } from 'node:crypto'
+import { once } from 'node:events'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { parseArgs } from 'node:util'
 import { serveAppmaker } from './appmaker.mjs'
+import { follow } from './bridge.mjs'
+import { options, wanted } from './options.mjs'
 import { openProfile } from './profile.mjs'
 
 const HAMMER_AT_ONCE = 20
 const HAMMER_AT_MOST = 2000
 
-const { values: options } = parseArgs({
-  options: {
-    endpoint: { type: 'string' },
-    ca: { type: 'string' },
-    answer: { type: 'string', multiple: true, default: [] },
-    hammer: { type: 'string', multiple: true, default: [] },
-    work: { type: 'string' },
-    screenshots: { type: 'string' },
-    limit: { type: 'string', default: '150' }
-  }
-})
-if (!options.endpoint) throw new Error('--endpoint is missing')
-
+const { work } = options
 const temporary = os.tmpdir()
-const work = options.work ?? fs.mkdtempSync(path.join(temporary, 'haas-browser-'))
-fs.mkdirSync(work, { recursive: true })
-// Chromium's and Playwright's own temporary files too.
+// Chromium's and Playwright's own temporary files go there too.
 process.env.TMPDIR = work
 
 const seen = {}
@@ -52,19 +27,18 @@ const opened = []
 let step = 'start'
 
 try {
+  await follow(work)
   await within(Number(options.limit), run())
 } catch (error) {
   seen.failed = { step, reason: error.message, complaints, screenshots: await screenshots() }
   process.exitCode = 1
 } finally {
   await Promise.allSettled(opened.reverse().map((thing) => thing.close()))
-  if (!options.work) fs.rmSync(work, { recursive: true, force: true })
 }
 console.log(JSON.stringify(seen, null, 2))
-if (seen.failed) {
-  console.error(`${seen.failed.step}: ${seen.failed.reason}`)
-  process.exit()
-}
+if (seen.failed) console.error(`${seen.failed.step}: ${seen.failed.reason}`)
+// What was under way when the time was over may have started one more browser: it ends with this process.
+process.exit()
 
 async function run () {
   const { endpoint, ca } = options
@@ -82,8 +56,7 @@ async function run () {
   seen.other = await sync('other', appmaker.url, first, second)
 
   seen.answers = []
-  for (const wanted of options.answer) seen.answers.push(await answer('--answer', wanted, pages.other_first))
-  for (const wanted of options.hammer) seen.answers.push(await answer('--hammer', wanted, pages.other_first))
+  for (const each of wanted) seen.answers.push(await answer(each, pages.other_first))
 }
 
 async function profile (name, ca) {
@@ -159,23 +132,21 @@ async function arrival (page, stored) {
 
 // What the page of another origin can read, of a plain request and of one that the browser asks leave for first, as
 // it does for most of the Hoodie client's (Fetch, section 4.8).
-async function answer (option, wanted, page) {
-  const [, status, url] = /^(\d{3})=(.+)$/.exec(wanted) ?? []
-  if (!url) throw new Error(`${option} ${wanted}: STATUS=URL is wanted`)
-  step = `${option} ${wanted}`
+async function answer ({ option, status, url }, page) {
+  step = `--${option} ${status}=${url}`
   const result = { url }
-  if (option === '--hammer') result.requests = await hammer(page, url, Number(status))
+  if (option === 'hammer') result.requests = await hammer(page, url, status)
   for (const [kind, headers] of [['plain', {}], ['preflighted', { authorization: 'Session none' }]]) {
     const found = await page.evaluate(read, [url, headers])
     if (found.error) throw new Error(`${kind}: the page can't read the answer (${found.error})`)
     const say = (what) => new Error(`${kind}: ${what} in ${JSON.stringify(found)}`)
-    if (found.status !== Number(status)) throw say('another status')
+    if (found.status !== status) throw say('another status')
     if (found.contentType !== 'application/problem+json') throw say('another content type')
     if (found.problem?.status !== found.status) throw say('no problem document')
-    if (/^(429|503)$/.test(status) && !(Number(found.retryAfter) >= 1)) throw say('no Retry-After')
+    if ([429, 503].includes(status) && !(Number(found.retryAfter) >= 1)) throw say('no Retry-After')
     result[kind] = found
   }
-  if (option === '--hammer') {
+  if (option === 'hammer') {
     const { status } = await page.evaluate(read, [options.endpoint, {}])
     if (status !== 200) throw new Error(`the other app answers ${status}`)
   }
@@ -224,16 +195,20 @@ async function screenshots () {
   return taken
 }
 
+// Fails when the time is over, or the process that started this one.
 async function within (seconds, work) {
-  // What goes wrong after the limit is a consequence of it.
+  // What goes wrong after that is a consequence of it.
   work.catch(() => {})
   const timer = new AbortController()
   const late = setTimeout(seconds * 1000, undefined, { signal: timer.signal })
     .then(() => { throw new Error(`not done within ${seconds} s`) })
   late.catch(() => {})
+  const orphaned = once(process.stdin.resume(), 'end').then(() => { throw new Error('run.mjs has ended') })
+  orphaned.catch(() => {})
   try {
-    return await Promise.race([work, late])
+    return await Promise.race([work, late, orphaned])
   } finally {
     timer.abort()
+    process.stdin.destroy()
   }
 }
