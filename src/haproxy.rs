@@ -423,7 +423,8 @@ impl Haproxy {
     }
 
     async fn rendered(&self, memory: &mut Memory, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {
-        let template = render::template(&self.settings).await?;
+        let before = memory.rendered.as_ref().map(|(_, template, _)| template.as_str());
+        let template = render::settled_template(&self.settings, before).await?;
         if let Some((of_routes, of_template, candidate)) = &memory.rendered
             && of_routes == routes
             && *of_template == template

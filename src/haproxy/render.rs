@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use chrono::SecondsFormat;
 use serde::Serialize;
@@ -22,6 +23,8 @@ const TEMPLATE: &str = include_str!("../../templates/haproxy.cfg.tera");
 pub(super) const MAP: &str = "routes.map";
 /// Stands where the generation goes until it is known: it can't be part of what it is a hash of.
 const BLANK: &str = "00000000000000000000000000000000";
+/// How long an editor may take to write the template.
+const HALF_WRITTEN: Duration = Duration::from_millis(80);
 /// What comes before the generation in haproxy.cfg.
 const VARIABLE: &str = "proc.haas_generation str(";
 
@@ -128,6 +131,18 @@ pub(super) async fn template(settings: &Settings) -> Result<String, HaproxyError
             .await
             .map_err(|error| HaproxyError::Template { reason: format!("{}: {error}", path.display()) }),
     }
+}
+
+/// The same, but for a file that was written a moment ago and may be half written: then what was
+/// read before counts, and whoever watches the file publishes again.
+pub(super) async fn settled_template(settings: &Settings, before: Option<&str>) -> Result<String, HaproxyError> {
+    if let (Some(path), Some(before)) = (&settings.template, before)
+        && let Ok(Ok(modified)) = tokio::fs::metadata(path).await.map(|metadata| metadata.modified())
+        && modified.elapsed().is_ok_and(|ago| ago < HALF_WRITTEN)
+    {
+        return Ok(before.to_owned());
+    }
+    template(settings).await
 }
 
 /// Renders on a thread where it may take its time.

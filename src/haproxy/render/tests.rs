@@ -1,5 +1,4 @@
 use std::process::Command;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
