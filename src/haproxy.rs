@@ -409,6 +409,22 @@ impl Haproxy {
         Ok(self.master.running_map().await?.map(|answer| lane::parse_map(&answer)).unwrap_or_default())
     }
 
+    /// In how many entries the running worker's map differs from these routes; none when HAProxy
+    /// is down.
+    ///
+    /// # Errors
+    /// [`HaproxyError::Socket`].
+    pub async fn map_differences(&self, routes: &Routes) -> Result<Option<usize>, HaproxyError> {
+        let answer = self.master.running_map().await?;
+        Ok(answer.map(|answer| {
+            let wanted: BTreeMap<String, String> =
+                routes.entries().into_iter().map(|(host, target)| (host.to_string(), target)).collect();
+            let present: BTreeMap<String, String> = lane::parse_map(&answer).into_iter().collect();
+            let changed = wanted.iter().filter(|(host, target)| present.get(*host) != Some(target)).count();
+            changed + present.keys().filter(|host| !wanted.contains_key(*host)).count()
+        }))
+    }
+
     /// Every living worker, the current one first; empty when HAProxy is down.
     ///
     /// # Errors
