@@ -155,9 +155,17 @@ impl Routes {
         }
     }
 
-    /// Which host leads to which section, further hosts included.
-    pub(crate) fn entries(&self) -> BTreeMap<Hostname, String> {
-        self.0.iter().flat_map(|route| route.hosts().map(|host| (host.clone(), route.target()))).collect()
+    /// Which host leads to which section, further hosts included. The control API's own host leads
+    /// nowhere else, though an app may still hold it from before the domain was changed.
+    pub(crate) fn entries(&self, control: &Hostname) -> BTreeMap<Hostname, String> {
+        let hosts = |route: &'_ Route| route.hosts().filter(|host| *host != control).cloned().collect::<Vec<_>>();
+        self.0.iter().flat_map(|route| hosts(route).into_iter().map(|host| (host, route.target()))).collect()
+    }
+
+    /// The hosts of every route to this port.
+    #[must_use]
+    pub fn hosts_of(&self, port: u16) -> Vec<&Hostname> {
+        self.0.iter().filter(|route| route.port == port).flat_map(Route::hosts).collect()
     }
 
     /// Whether this host is routed to this port.
@@ -344,7 +352,7 @@ impl Haproxy {
             .no_proxy()
             .build()
             .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
-        let lane = Lane::new(settings.dir.clone(), settings.stats_socket.clone(), Faults::default());
+        let lane = Lane::new(&settings, Faults::default());
         Self { settings, master, lane, faults: Faults::default(), http, publishing: Mutex::default() }
     }
 

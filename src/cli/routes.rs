@@ -48,15 +48,16 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         .collect();
     let mut rows: Vec<Row> = Vec::new();
     for route in &wanted {
-        let target = format!("127.0.0.1:{}", route.port);
-        let standing = if mapped.remove(route.host.as_str()) == Some(&target) { "live" } else { "pending" };
-        rows.push(Row {
-            host: route.host.to_string(),
-            target,
-            container: Some(route.container.to_string()),
-            since: Some(route.since),
-            standing,
-        });
+        for host in route.hosts() {
+            let live = mapped.remove(host.as_str()) == Some(route.target().as_str());
+            rows.push(Row {
+                host: host.to_string(),
+                target: format!("127.0.0.1:{}", route.port),
+                container: Some(route.container.to_string()),
+                since: Some(route.since),
+                standing: if live { "live" } else { "pending" },
+            });
+        }
     }
     for (host, target) in mapped {
         if !rows.iter().any(|row| row.host == host) {

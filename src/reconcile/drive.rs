@@ -255,12 +255,15 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     async fn change_route(&self, instance: &Instance) -> bool {
         let change = match route(instance) {
             Some(route) => RouteChange::Set(route),
-            None => RouteChange::Unset(vec![instance.host.clone()]),
+            None => {
+                let known = self.published.read().map(|published| published.hosts(instance));
+                RouteChange::Unset(known.unwrap_or_else(|_| instance.hosts().cloned().collect()))
+            }
         };
         match self.world.proxy.change(&change).await {
             Ok(true) => {
                 if let Ok(mut published) = self.published.write() {
-                    published.changed(instance);
+                    published.changed(change);
                 }
                 true
             }
