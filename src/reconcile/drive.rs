@@ -253,13 +253,10 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
 
     /// Routes an instance, or takes its route away, without waiting for the publication of all.
     async fn change_route(&self, instance: &Instance) -> bool {
-        let change = match route(instance) {
-            Some(route) => RouteChange::Set(route),
-            None => {
-                let known = self.published.read().map(|published| published.hosts(instance));
-                RouteChange::Unset(known.unwrap_or_else(|_| instance.hosts().cloned().collect()))
-            }
-        };
+        let change = route(instance).map(RouteChange::Set).unwrap_or_else(|| {
+            let known = self.published.read().map(|published| published.hosts(instance));
+            RouteChange::Unset(known.unwrap_or_else(|_| instance.hosts().cloned().collect()))
+        });
         match self.world.proxy.change(&change).await {
             Ok(true) => {
                 if let Ok(mut published) = self.published.write() {
