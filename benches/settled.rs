@@ -162,7 +162,7 @@ impl<'a> RunningHaproxy<'a> {
         let (live, corrupt) = cluster.manifest().live().await?;
         ensure!(corrupt.is_empty(), "{corrupt:?}");
         let settings = Settings::from_config(&cluster.config);
-        Haproxy::new(settings.clone()).publish(&reconcile::routes(&live)).await?;
+        Haproxy::new(settings.clone()).publish_alone(&reconcile::routes(&live)).await?;
         HaproxyProcess::ensure(&cluster.layout, &settings.binary).await?;
         Ok(Self(cluster))
     }

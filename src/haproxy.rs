@@ -48,6 +48,7 @@ pub use check::CheckedConfig;
 use lane::Lane;
 pub use master::Worker;
 use master::{Master, Running};
+pub use reload::ReloadSignal;
 pub use render::Candidate;
 pub use settings::Settings;
 
@@ -294,12 +295,12 @@ pub trait Proxy: Send + Sync + 'static {
     /// [`HaproxyError::Io`] when routes.map can't be written.
     fn change(&self, change: &RouteChange) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
 
-    /// Whether a request or stream towards this route is still under way in any living worker,
-    /// old or new. No when HAProxy is down.
+    /// Whether a request or stream towards this port is still under way in any living worker, old
+    /// or new. No when HAProxy is down.
     ///
     /// # Errors
     /// [`HaproxyError::Socket`] when the master answers with something else.
-    fn busy(&self, host: &Hostname, port: u16) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
+    fn busy(&self, port: u16) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
 
     /// When the oldest worker started of those that a reload has told to leave; none when there
     /// is none. Such a worker keeps the routes that it was started with: a port that was unrouted
@@ -324,6 +325,7 @@ pub struct Haproxy {
     settings: Settings,
     master: Master,
     lane: Lane,
+    signal: ReloadSignal,
     faults: Faults,
     http: reqwest::Client,
     /// Held for a whole publication: they never overlap.
@@ -345,7 +347,8 @@ impl Haproxy {
     /// Touches nothing yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let master = Master::new(settings.master_socket.clone());
+        let master = Master::new(settings.master_socket.clone(), settings.reload_container.is_none());
+        let signal = settings.reload_container.clone().map_or_else(reload::to_the_process, reload::to_nobody);
         let http = reqwest::Client::builder()
             .timeout(Duration::from_secs(2))
             .pool_max_idle_per_host(0)
@@ -353,7 +356,13 @@ impl Haproxy {
             .build()
             .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
         let lane = Lane::new(&settings, Faults::default());
-        Self { settings, master, lane, faults: Faults::default(), http, publishing: Mutex::default() }
+        Self { settings, master, lane, signal, faults: Faults::default(), http, publishing: Mutex::default() }
+    }
+
+    /// With another way to signal the master than a signal to its process.
+    #[must_use]
+    pub fn with_reload_signal(self, signal: ReloadSignal) -> Self {
+        Self { signal, ..self }
     }
 
     /// With failures at its boundaries, for tests.
@@ -400,12 +409,25 @@ impl Haproxy {
         })
     }
 
+    /// Which host leads to which section in the running worker; empty when HAProxy is down.
+    ///
+    /// # Errors
+    /// [`HaproxyError::Socket`].
+    pub async fn running_map(&self) -> Result<Vec<(String, String)>, HaproxyError> {
+        Ok(self.master.running_map().await?.map(|answer| lane::parse_map(&answer)).unwrap_or_default())
+    }
+
     /// Every living worker, the current one first; empty when HAProxy is down.
     ///
     /// # Errors
     /// [`HaproxyError::Socket`].
     pub async fn workers(&self) -> Result<Vec<Worker>, HaproxyError> {
         Ok(self.master.processes().await?.map(|processes| processes.workers).unwrap_or_default())
+    }
+
+    /// A worker's memory in MiB; in another container only what its pools take, as it tells.
+    pub async fn memory_mib(&self, worker: &Worker) -> Option<u64> {
+        self.master.memory_mib(worker.pid).await
     }
 
     async fn rendered(&self, memory: &mut Memory, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {
@@ -445,9 +467,9 @@ impl Proxy for Haproxy {
         self.lane.change(&self.master, change).await
     }
 
-    async fn busy(&self, host: &Hostname, port: u16) -> Result<bool, HaproxyError> {
+    async fn busy(&self, port: u16) -> Result<bool, HaproxyError> {
         for worker in self.workers().await? {
-            if self.master.has_stream(worker.pid, host, port).await? {
+            if self.master.has_stream(worker.pid, port).await? {
                 return Ok(true);
             }
         }

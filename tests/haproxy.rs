@@ -7,10 +7,13 @@
 mod support;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
 use haas::haproxy::{HaproxyError, Proxy, Routes, Standing};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::{Client, Rig, Stub, eventually, free_port, host, routes, trace};
 use tokio::time::Instant;
 
@@ -24,8 +27,8 @@ async fn serving(rig: &mut Rig, of: &Routes) -> String {
     published.generation
 }
 
-async fn every_host_reaches_its_own(sections_max: usize) {
-    let mut rig = Rig::new();
+async fn every_host_reaches_its_own(live: bool, sections_max: usize) {
+    let mut rig = Rig::new(live);
     rig.settings.sections_max = sections_max;
     let (notes, todo, control) = (Stub::new("notes").await, Stub::new("todo").await, Stub::new("control").await);
     rig.settings.control = vec![format!("127.0.0.1:{}", control.port)];
@@ -56,23 +59,22 @@ async fn every_host_reaches_its_own(sections_max: usize) {
     client.send("GET / HTTP/1.1\r\nHost: notes.alice.haas.localhost\r\nHost: haas.localhost\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 400);
     let log = rig.log();
-    let used = if sections_max == 0 { "apps/any".to_owned() } else { format!("{}:{}/", host("notes"), notes.port) };
-    assert!(log.contains("\"notes.alice.haas.localhost\"") && log.contains(&used), "{log}");
+    assert!(log.contains(&format!(" {}:{} ", host("notes"), notes.port)), "{log}");
+    assert!(log.contains(" other.alice.haas.localhost "), "the host as it was asked for: {log}");
+    let section = rig.read("haproxy.cfg").contains(&format!("backend {}:{}", host("notes"), notes.port));
+    assert_eq!(section, sections_max > 0);
 }
 
-#[tokio::test]
-async fn every_host_reaches_its_own_app_by_its_section() {
-    every_host_reaches_its_own(2000).await;
+async fn every_host_reaches_its_own_app_by_its_section(live: bool) {
+    every_host_reaches_its_own(live, 2000).await;
 }
 
-#[tokio::test]
-async fn every_host_reaches_its_own_app_without_sections() {
-    every_host_reaches_its_own(0).await;
+async fn every_host_reaches_its_own_app_without_sections(live: bool) {
+    every_host_reaches_its_own(live, 0).await;
 }
 
-#[tokio::test]
-async fn what_only_a_proxy_may_say_is_never_taken_from_a_client() {
-    let mut rig = Rig::new();
+async fn what_only_a_proxy_may_say_is_never_taken_from_a_client(live: bool) {
+    let mut rig = Rig::new(live);
     let notes = Stub::new("notes").await;
     serving(&mut rig, &routes(&[("notes", notes.port)])).await;
     let mut client = Client::connect(rig.port).await;
@@ -91,9 +93,8 @@ async fn what_only_a_proxy_may_say_is_never_taken_from_a_client() {
     assert!(!answer.body.contains("9.9.9.9") && !answer.body.contains("8.8.8.8") && !answer.body.contains("evil"));
 }
 
-#[tokio::test]
-async fn when_nobody_answers_haproxy_does_in_a_form_that_pages_of_other_origins_can_read() {
-    let mut rig = Rig::new();
+async fn when_nobody_answers_haproxy_does_in_a_form_that_pages_of_other_origins_can_read(live: bool) {
+    let mut rig = Rig::new(live);
     rig.template("retries 8", "retries 1");
     serving(&mut rig, &routes(&[("notes", free_port())])).await;
     for (host, kind) in [("haas.localhost", "unavailable"), ("notes.alice.haas.localhost", "not-ready")] {
@@ -109,9 +110,8 @@ async fn when_nobody_answers_haproxy_does_in_a_form_that_pages_of_other_origins_
     }
 }
 
-#[tokio::test]
-async fn of_several_control_servers_one_that_lives_answers() {
-    let mut rig = Rig::new();
+async fn of_several_control_servers_one_that_lives_answers(live: bool) {
+    let mut rig = Rig::new(live);
     let living = Stub::new("living").await;
     rig.settings.control = vec![format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", living.port)];
     serving(&mut rig, &routes(&[])).await;
@@ -121,9 +121,8 @@ async fn of_several_control_servers_one_that_lives_answers() {
     }
 }
 
-#[tokio::test]
-async fn what_is_there_already_is_neither_written_nor_signalled() {
-    let mut rig = Rig::new();
+async fn what_is_there_already_is_neither_written_nor_signalled(live: bool) {
+    let mut rig = Rig::new(live);
     let of = routes(&[("notes", 5521)]);
     let generation = serving(&mut rig, &of).await;
     let files = ["haproxy.cfg", "routes.map", "errors/503.http"];
@@ -139,9 +138,8 @@ async fn what_is_there_already_is_neither_written_nor_signalled() {
     assert_eq!((after.len(), after[0].pid), (1, workers[0].pid));
 }
 
-#[tokio::test]
-async fn a_broken_template_is_refused_in_haproxys_words_and_the_old_file_serves() {
-    let mut rig = Rig::new();
+async fn a_broken_template_is_refused_in_haproxys_words_and_the_old_file_serves(live: bool) {
+    let mut rig = Rig::new(live);
     let notes = Stub::new("notes").await;
     let of = routes(&[("notes", notes.port)]);
     let generation = serving(&mut rig, &of).await;
@@ -173,9 +171,8 @@ async fn a_broken_template_is_refused_in_haproxys_words_and_the_old_file_serves(
     assert_ne!(published.generation, generation);
 }
 
-#[tokio::test]
-async fn a_client_that_was_kept_alive_is_answered_across_a_reload() {
-    let mut rig = Rig::new();
+async fn a_client_that_was_kept_alive_is_answered_across_a_reload(live: bool) {
+    let mut rig = Rig::new(live);
     let (notes, todo) = (Stub::new("notes").await, Stub::new("todo").await);
     serving(&mut rig, &routes(&[("notes", notes.port)])).await;
     let mut kept = Client::connect(rig.port).await;
@@ -188,14 +185,14 @@ async fn a_client_that_was_kept_alive_is_answered_across_a_reload() {
     assert_eq!((last.by(), last.header("connection")), ("notes", Some("close")));
 }
 
-async fn an_open_stream_is_seen(sections_max: usize) {
-    let mut rig = Rig::new();
+async fn an_open_stream_is_seen(live: bool, sections_max: usize) {
+    let mut rig = Rig::new(live);
     rig.settings.sections_max = sections_max;
     let (notes, todo) = (Stub::new("notes").await, Stub::new("todo").await);
     let before = Utc::now();
     serving(&mut rig, &routes(&[("notes", notes.port), ("todo", todo.port)])).await;
     let haproxy = rig.haproxy();
-    let busy = async |app: &str, port| haproxy.busy(&host(app), port).await.unwrap();
+    let busy = async |port| haproxy.busy(port).await.unwrap();
     let first = haproxy.workers().await.unwrap()[0].started;
     assert_eq!(haproxy.oldest_leaving_worker().await.unwrap(), None);
     assert!(first > before - chrono::TimeDelta::milliseconds(50) && first <= Utc::now(), "{before} {first}");
@@ -203,18 +200,24 @@ async fn an_open_stream_is_seen(sections_max: usize) {
     // A connection that only waits is not busy, on neither side.
     let mut idle = Client::connect(rig.port).await;
     idle.get("notes.alice.haas.localhost", "/").await;
-    eventually("the answered request is over", async || !busy("notes", notes.port).await).await;
+    eventually("the answered request is over", async || !busy(notes.port).await).await;
 
     let slow = rig.get("notes.alice.haas.localhost", "/slow");
-    let seen = eventually("the slow request is seen", async || busy("notes", notes.port).await);
+    let seen = eventually("the slow request is seen", async || busy(notes.port).await);
     let (answer, ()) = tokio::join!(slow, seen);
     assert_eq!(answer.by(), "notes");
-    eventually("the slow request is over", async || !busy("notes", notes.port).await).await;
+    eventually("the slow request is over", async || !busy(notes.port).await).await;
 
     let mut stream = Client::connect(rig.port).await;
     stream.send("GET /stream HTTP/1.1\r\nHost: notes.alice.haas.localhost\r\n\r\n").await;
     stream.head().await;
     haproxy.publish_alone(&routes(&[("todo", todo.port)])).await.unwrap();
+    if live && sections_max == 0 {
+        // There is nothing in haproxy.cfg that a reload would change.
+        assert_eq!(haproxy.workers().await.unwrap().len(), 1);
+        rig.template("retries 8", "retries 7");
+        rig.haproxy().publish_alone(&routes(&[("todo", todo.port)])).await.unwrap();
+    }
     let workers = haproxy.workers().await.unwrap();
     assert_eq!(workers.iter().map(|worker| worker.current).collect::<Vec<_>>(), [true, false]);
     assert!(workers[0].started > workers[1].started);
@@ -224,29 +227,25 @@ async fn an_open_stream_is_seen(sections_max: usize) {
     for _ in 0..5 {
         assert!(stream.bytes().await > 0);
     }
-    assert!(busy("notes", notes.port).await);
-    assert!(!busy("todo", todo.port).await);
-    assert!(!busy("notes", todo.port).await || sections_max == 0);
+    assert!(busy(notes.port).await);
+    assert!(!busy(todo.port).await);
 
     drop((stream, idle));
-    eventually("the stream is over", async || !busy("notes", notes.port).await).await;
+    eventually("the stream is over", async || !busy(notes.port).await).await;
     eventually("the old worker has left", async || haproxy.workers().await.unwrap().len() == 1).await;
     assert_eq!(haproxy.oldest_leaving_worker().await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn an_open_stream_survives_a_reload_and_is_seen() {
-    an_open_stream_is_seen(2000).await;
+async fn an_open_stream_survives_a_reload_and_is_seen(live: bool) {
+    an_open_stream_is_seen(live, 2000).await;
 }
 
-#[tokio::test]
-async fn an_open_stream_survives_a_reload_and_is_seen_without_sections() {
-    an_open_stream_is_seen(0).await;
+async fn an_open_stream_survives_a_reload_and_is_seen_without_sections(live: bool) {
+    an_open_stream_is_seen(live, 0).await;
 }
 
-#[tokio::test]
-async fn a_generation_that_does_not_come_up_makes_way_for_the_last_good_one() {
-    let mut rig = Rig::new();
+async fn a_generation_that_does_not_come_up_makes_way_for_the_last_good_one(live: bool) {
+    let mut rig = Rig::new(live);
     let notes = Stub::new("notes").await;
     let generation = serving(&mut rig, &routes(&[("notes", notes.port)])).await;
     let good = (rig.read("haproxy.cfg"), rig.read("routes.map"));
@@ -263,7 +262,9 @@ async fn a_generation_that_does_not_come_up_makes_way_for_the_last_good_one() {
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!((rig.read("haproxy.cfg"), rig.read("routes.map")), good);
+        assert_eq!(rig.read("haproxy.cfg"), good.0);
+        // The lane's routes don't depend on what was refused.
+        assert_eq!(rig.read("routes.map") == good.1, !live);
         assert_eq!(rig.get("notes.alice.haas.localhost", "/").await.by(), "notes");
     }
     assert_eq!(haproxy.running_generation().await.unwrap(), Some(generation));
@@ -278,13 +279,44 @@ async fn a_generation_that_does_not_come_up_makes_way_for_the_last_good_one() {
 }
 
 #[tokio::test]
-async fn a_haproxy_that_is_down_gets_its_files_and_is_picked_up_when_it_comes() {
-    let mut rig = Rig::new();
+async fn a_haproxy_of_another_container_is_signalled_by_who_can_and_never_by_its_process_id() {
+    let mut rig = Rig::new(false);
+    rig.settings.confirm_timeout = Duration::from_secs(2);
+    let (notes, todo) = (Stub::new("notes").await, Stub::new("todo").await);
+    serving(&mut rig, &routes(&[("notes", notes.port)])).await;
+    // Here the process id is good, and is left alone all the same.
+    rig.settings.reload_container = Some("elsewhere".to_owned());
+    let both = routes(&[("notes", notes.port), ("todo", todo.port)]);
+    match rig.haproxy().publish_alone(&both).await {
+        Err(HaproxyError::Unconfirmed { reason, restored, .. }) => {
+            assert!(restored && reason.contains("the container elsewhere"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(rig.get("todo.alice.haas.localhost", "/").await.status, 503);
+    let reason = |haproxy: haas::haproxy::Haproxy, told: Result<(), String>| {
+        haproxy.with_reload_signal(Arc::new(move |_| Box::pin(std::future::ready(told.clone()))))
+    };
+    let refused = reason(rig.haproxy(), Err("there is no container elsewhere".to_owned())).publish_alone(&both).await;
+    assert!(refused.unwrap_err().to_string().contains("there is no container elsewhere"));
+
+    let signalled = rig.haproxy().with_reload_signal(Arc::new(|master| {
+        let sent = kill(Pid::from_raw(master), Signal::SIGUSR2).map_err(|error| error.to_string());
+        Box::pin(std::future::ready(sent))
+    }));
+    assert_eq!(signalled.publish_alone(&both).await.unwrap().standing, Standing::Live);
+    assert_eq!(rig.get("todo.alice.haas.localhost", "/").await.by(), "todo");
+    let workers = signalled.workers().await.unwrap();
+    assert!(signalled.memory_mib(&workers[0]).await.is_some(), "HAProxy itself tells");
+}
+
+async fn a_haproxy_that_is_down_gets_its_files_and_is_picked_up_when_it_comes(live: bool) {
+    let mut rig = Rig::new(live);
     let (notes, todo) = (Stub::new("notes").await, Stub::new("todo").await);
     let haproxy = rig.haproxy();
     assert_eq!(haproxy.oldest_leaving_worker().await.unwrap(), None);
     assert!(haproxy.health().await.is_err());
-    assert!(!haproxy.busy(&host("notes"), 1).await.unwrap());
+    assert!(!haproxy.busy(1).await.unwrap());
     serving(&mut rig, &routes(&[("notes", notes.port)])).await;
 
     // The socket's file of a HAProxy that was killed is nobody's socket.
@@ -305,9 +337,8 @@ async fn a_haproxy_that_is_down_gets_its_files_and_is_picked_up_when_it_comes() 
     assert_eq!(["haproxy.cfg", "routes.map"].map(|name| trace(&rig.path(name))), files);
 }
 
-#[tokio::test]
-async fn a_worker_that_runs_something_else_is_told_even_if_the_files_are_right() {
-    let mut rig = Rig::new();
+async fn a_worker_that_runs_something_else_is_told_even_if_the_files_are_right(live: bool) {
+    let mut rig = Rig::new(live);
     let haproxy = rig.haproxy();
     serving(&mut rig, &routes(&[("notes", 5521)])).await;
     let old = (rig.read("haproxy.cfg"), rig.read("routes.map"));
@@ -325,9 +356,8 @@ async fn a_worker_that_runs_something_else_is_told_even_if_the_files_are_right()
     assert_eq!(["haproxy.cfg", "routes.map"].map(|name| trace(&rig.path(name))), files);
 }
 
-#[tokio::test]
-async fn files_that_are_torn_tampered_with_or_gone_are_written_anew() {
-    let mut rig = Rig::new();
+async fn files_that_are_torn_tampered_with_or_gone_are_written_anew(live: bool) {
+    let mut rig = Rig::new(live);
     let (notes, todo) = (Stub::new("notes").await, Stub::new("todo").await);
     let of = routes(&[("notes", notes.port)]);
     let generation = serving(&mut rig, &of).await;
@@ -356,9 +386,8 @@ async fn files_that_are_torn_tampered_with_or_gone_are_written_anew() {
     assert_eq!(rig.get("todo.alice.haas.localhost", "/").await.by(), "todo");
 }
 
-#[tokio::test]
-async fn a_hoodie_that_restarts_is_only_slow() {
-    let mut rig = Rig::new();
+async fn a_hoodie_that_restarts_is_only_slow(live: bool) {
+    let mut rig = Rig::new(live);
     let notes = Stub::new("notes").await;
     let port = notes.port;
     serving(&mut rig, &routes(&[("notes", port)])).await;
@@ -373,12 +402,12 @@ async fn a_hoodie_that_restarts_is_only_slow() {
     assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
 }
 
-#[tokio::test]
-async fn heartbeats_keep_a_stream_alive_and_slow_heads_are_cut_off() {
-    let mut rig = Rig::new();
+async fn heartbeats_keep_a_stream_alive_and_slow_heads_are_cut_off(live: bool) {
+    let mut rig = Rig::new(live);
     let notes = Stub::new("notes").await;
     // The same file with shorter times: a heartbeat comes each tenth of a second here.
     rig.template("0s\n", "00ms\n");
+    rig.settings.head_timeout = Duration::from_millis(100);
     let of = routes(&[("notes", notes.port)]);
     serving(&mut rig, &of).await;
     let cfg = rig.read("haproxy.cfg");
@@ -397,9 +426,8 @@ async fn heartbeats_keep_a_stream_alive_and_slow_heads_are_cut_off() {
     }
 }
 
-#[tokio::test]
-async fn publications_at_the_same_time_come_one_after_the_other() {
-    let mut rig = Rig::new();
+async fn publications_at_the_same_time_come_one_after_the_other(live: bool) {
+    let mut rig = Rig::new(live);
     serving(&mut rig, &routes(&[])).await;
     let haproxy = rig.haproxy();
     let sets: Vec<Routes> = (5521..5526).map(|port| routes(&[("notes", port)])).collect();
@@ -412,18 +440,16 @@ async fn publications_at_the_same_time_come_one_after_the_other() {
     assert_eq!(rig.read("routes.map"), format!("{0} {0}:{1}\n", host("notes"), 5521 + last));
 }
 
-#[tokio::test]
-async fn a_missing_program_is_called_missing() {
-    let mut rig = Rig::new();
+async fn a_missing_program_is_called_missing(live: bool) {
+    let mut rig = Rig::new(live);
     rig.settings.binary = PathBuf::from("/nowhere/haproxy");
     let result = rig.haproxy().publish_alone(&routes(&[])).await;
     assert!(matches!(result, Err(HaproxyError::Missing { .. })), "{result:?}");
     assert!(!rig.path("haproxy.cfg").exists());
 }
 
-#[tokio::test]
-async fn a_candidate_can_be_looked_at_without_being_used() {
-    let rig = Rig::new();
+async fn a_candidate_can_be_looked_at_without_being_used(live: bool) {
+    let rig = Rig::new(live);
     let haproxy = rig.haproxy();
     let candidate = haproxy.render_candidate(&routes(&[("notes", 5521)])).await.unwrap();
     assert_eq!(haproxy.check(&candidate).await.unwrap().candidate(), &candidate);
@@ -431,4 +457,43 @@ async fn a_candidate_can_be_looked_at_without_being_used() {
     let published = haproxy.publish_alone(&routes(&[("notes", 5521)])).await.unwrap();
     assert_eq!(published.generation, candidate.generation());
     assert_eq!(rig.read("haproxy.cfg"), candidate.cfg());
+}
+
+macro_rules! both_ways {
+    ($($test:ident),+ $(,)?) => {
+        mod with_the_live_lane {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(true).await;
+            })+
+        }
+        mod by_reloads_alone {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(false).await;
+            })+
+        }
+    };
+}
+
+both_ways! {
+    every_host_reaches_its_own_app_by_its_section,
+    every_host_reaches_its_own_app_without_sections,
+    what_only_a_proxy_may_say_is_never_taken_from_a_client,
+    when_nobody_answers_haproxy_does_in_a_form_that_pages_of_other_origins_can_read,
+    of_several_control_servers_one_that_lives_answers,
+    what_is_there_already_is_neither_written_nor_signalled,
+    a_broken_template_is_refused_in_haproxys_words_and_the_old_file_serves,
+    a_client_that_was_kept_alive_is_answered_across_a_reload,
+    an_open_stream_survives_a_reload_and_is_seen,
+    an_open_stream_survives_a_reload_and_is_seen_without_sections,
+    a_generation_that_does_not_come_up_makes_way_for_the_last_good_one,
+    a_haproxy_that_is_down_gets_its_files_and_is_picked_up_when_it_comes,
+    a_worker_that_runs_something_else_is_told_even_if_the_files_are_right,
+    files_that_are_torn_tampered_with_or_gone_are_written_anew,
+    a_hoodie_that_restarts_is_only_slow,
+    heartbeats_keep_a_stream_alive_and_slow_heads_are_cut_off,
+    publications_at_the_same_time_come_one_after_the_other,
+    a_missing_program_is_called_missing,
+    a_candidate_can_be_looked_at_without_being_used,
 }

@@ -1,5 +1,6 @@
 //! A real HAProxy in a folder of its own, apps that are a few lines of TCP, and a client that
 //! sees every byte. All of it on loopback.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::net::TcpListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -51,7 +52,7 @@ pub struct Rig {
 
 impl Rig {
     /// The folder and the settings; HAProxy is not started.
-    pub fn new() -> Self {
+    pub fn new(live_routes: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("haas").tempdir().unwrap();
         let port = free_port();
         let path = |name: &str| folder.path().join(name);
@@ -73,7 +74,7 @@ impl Rig {
             control_timeout: Duration::from_mins(1),
             user: String::new(),
             group: String::new(),
-            live_routes: true,
+            live_routes,
             reload_min_interval: Duration::ZERO,
             hard_stop_after: Duration::from_mins(1),
             old_workers_max: 8,
@@ -84,6 +85,7 @@ impl Rig {
             body_max: 16 * 1024 * 1024,
             head_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(10),
+            reload_container: None,
         };
         Self { folder, settings, port, child: None }
     }
@@ -141,6 +143,20 @@ impl Rig {
         }
         let _ = child.kill();
         let _ = child.wait();
+    }
+
+    /// The master's process id.
+    pub fn master(&self) -> i32 {
+        self.child.as_ref().unwrap().id().cast_signed()
+    }
+
+    /// A command at the worker's own socket, as an administrator would type it.
+    pub async fn tell(&self, command: &str) -> String {
+        let mut stream = tokio::net::UnixStream::connect(&self.settings.stats_socket).await.unwrap();
+        stream.write_all(format!("{command}\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     pub fn log(&self) -> String {
