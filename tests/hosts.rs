@@ -11,7 +11,8 @@ use support::eventually;
 use support::hoodie::{Hoodie, client};
 use support::installation::Installation;
 
-const MOMENT: Duration = Duration::from_secs(2);
+/// A reload that is under way comes first.
+const MOMENT: Duration = Duration::from_secs(5);
 
 async fn put(haas: &Installation, path: &str, body: &Value) -> (u16, Value) {
     let answer = send(haas, path, &haas.secret(), body).await;
@@ -153,4 +154,39 @@ async fn a_new_pattern_moves_every_host_in_one_step() {
     answers(&extra, 404).await;
     let (code, out, _) = haas.haas(&["doctor"]).await;
     assert!(code == 0 && !out.contains("hosts "), "{out}");
+}
+
+#[tokio::test]
+async fn a_domain_that_was_an_apps_own_is_the_control_apis_at_once() {
+    let domain = |domain: &str| format!("[installation]\ndomain = \"{domain}\"\n");
+    let mut haas = Installation::up_with(&domain("haas.localhost")).await;
+    let old = haas.provision("alice", "notes").await;
+    old.sign_up("carol").await;
+    let (name, extra) = (haas.user("alice"), at(&haas, "example.localhost"));
+    assert_eq!(haas.haas(&["host", "add", &name, "notes", &extra.host]).await.0, 0);
+    answers(&extra, 200).await;
+
+    haas.stop().await;
+    std::fs::write(haas.dir.path().join("haas.toml"), domain("example.localhost")).unwrap();
+    haas.spawn();
+    eventually("the control API has moved", Duration::from_secs(60), || async {
+        let answer = extra.get("/readyz").await.ok()?;
+        (answer.status() == 200).then_some(())
+    })
+    .await;
+    for _ in 0..20 {
+        let answer = extra.get("/hoodie/").await.unwrap();
+        assert_eq!(answer.json::<Value>().await.unwrap()["type"], "urn:haas:problem:no-such-path");
+    }
+    assert!(old.knows("carol").await, "the old hosts go on");
+    let (code, _, errors) = haas.haas(&["rehost"]).await;
+    assert!(code == 5 && errors.contains("nothing was changed"), "{errors}");
+    let (code, out, _) = haas.haas(&["doctor"]).await;
+    assert!(code == 0 && out.contains(&format!("haas host remove {name} notes {}", extra.host)), "{out}");
+    assert_eq!(haas.haas(&["host", "remove", &name, "notes", &extra.host]).await.0, 0);
+    assert_eq!(haas.haas(&["rehost"]).await.0, 0);
+    let new = at(&haas, &format!("notes.{name}.example.localhost"));
+    answers(&new, 200).await;
+    assert!(new.knows("carol").await);
+    answers(&old, 404).await;
 }
