@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 
@@ -33,6 +34,9 @@ use crate::instance::name::Hostname;
 const REPAIRED_SINGLY: usize = 64;
 /// What a worker takes as one command: its buffer has 16 KiB (`tune.bufsize`).
 const PAYLOAD: usize = 12 * 1024;
+
+/// How soon what is in doubt is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Which host leads to which section.
 pub(super) type Entries = BTreeMap<Hostname, String>;
@@ -213,8 +217,19 @@ impl Lane {
         self.follow(master, state).await
     }
 
-    /// Brings every living worker's map in line with `entries`.
+    /// Brings every living worker's map in line with `entries`. Workers come and go meanwhile:
+    /// what is in doubt is looked at once more.
     async fn follow(&self, master: &Master, state: &mut State) -> Result<Following, HaproxyError> {
+        for _ in 0..2 {
+            if let Ok(known @ (Following::All | Following::Nobody)) = self.follow_once(master, state).await {
+                return Ok(known);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.follow_once(master, state).await
+    }
+
+    async fn follow_once(&self, master: &Master, state: &mut State) -> Result<Following, HaproxyError> {
         let Some(entries) = &state.entries else { return Ok(Following::InDoubt) };
         let Some(processes) = master.processes().await? else {
             state.agreed.clear();

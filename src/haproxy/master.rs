@@ -133,7 +133,8 @@ impl Master {
     /// Tells one worker something; none when the master, or that worker, is not there any more.
     pub(super) async fn tell(&self, pid: i32, command: &str) -> Result<Option<String>, HaproxyError> {
         let answer = self.ask(&format!("@!{pid} {command}")).await?;
-        Ok(answer.filter(|answer| !answer.starts_with("Can't find the target")))
+        // Every answer of a worker ends with an empty line; one that is just leaving gives none.
+        Ok(answer.filter(|answer| !answer.is_empty() && !answer.starts_with("Can't find the target")))
     }
 
     async fn ask(&self, command: &str) -> Result<Option<String>, HaproxyError> {
