@@ -156,9 +156,17 @@ impl Routes {
         }
     }
 
-    /// Which host leads to which section, further hosts included.
-    pub(crate) fn entries(&self) -> BTreeMap<Hostname, String> {
-        self.0.iter().flat_map(|route| route.hosts().map(|host| (host.clone(), route.target()))).collect()
+    /// Which host leads to which section, further hosts included. The control API's own host leads
+    /// nowhere else, though an app may still hold it from before the domain was changed.
+    pub(crate) fn entries(&self, control: &Hostname) -> BTreeMap<Hostname, String> {
+        let hosts = |route: &'_ Route| route.hosts().filter(|host| *host != control).cloned().collect::<Vec<_>>();
+        self.0.iter().flat_map(|route| hosts(route).into_iter().map(|host| (host, route.target()))).collect()
+    }
+
+    /// The hosts of every route to this port.
+    #[must_use]
+    pub fn hosts_of(&self, port: u16) -> Vec<&Hostname> {
+        self.0.iter().filter(|route| route.port == port).flat_map(Route::hosts).collect()
     }
 
     /// Whether this host is routed to this port.
@@ -287,12 +295,12 @@ pub trait Proxy: Send + Sync + 'static {
     /// [`HaproxyError::Io`] when routes.map can't be written.
     fn change(&self, change: &RouteChange) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
 
-    /// Whether a request or stream towards this route is still under way in any living worker,
-    /// old or new. No when HAProxy is down.
+    /// Whether a request or stream towards this port is still under way in any living worker, old
+    /// or new. No when HAProxy is down.
     ///
     /// # Errors
     /// [`HaproxyError::Socket`] when the master answers with something else.
-    fn busy(&self, host: &Hostname, port: u16) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
+    fn busy(&self, port: u16) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
 
     /// When the oldest worker started of those that a reload has told to leave; none when there
     /// is none. Such a worker keeps the routes that it was started with: a port that was unrouted
@@ -347,7 +355,7 @@ impl Haproxy {
             .no_proxy()
             .build()
             .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
-        let lane = Lane::new(settings.dir.clone(), settings.stats_socket.clone(), Faults::default());
+        let lane = Lane::new(&settings, Faults::default());
         Self { settings, master, lane, signal, faults: Faults::default(), http, publishing: Mutex::default() }
     }
 
@@ -476,9 +484,9 @@ impl Proxy for Haproxy {
         self.lane.change(&self.master, change).await
     }
 
-    async fn busy(&self, host: &Hostname, port: u16) -> Result<bool, HaproxyError> {
+    async fn busy(&self, port: u16) -> Result<bool, HaproxyError> {
         for worker in self.workers().await? {
-            if self.master.has_stream(worker.pid, host, port).await? {
+            if self.master.has_stream(worker.pid, port).await? {
                 return Ok(true);
             }
         }

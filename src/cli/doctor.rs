@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::containers::{Containers, ContainersError};
 use crate::failpoint::Faults;
 use crate::haproxy::{Haproxy, Settings};
+use crate::instance::hosts::rehost;
 use crate::instance::{Instance, Phase};
 use crate::manifest::Manifest;
 use crate::reconcile;
@@ -77,6 +78,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             }
             look_at_server(&manifest, &mut findings).await;
             look_at_instances(&live, &mut findings);
+            look_at_hosts(&config, &live, &mut findings);
             look_at_ports(&manifest, &mut findings).await;
             look_at_docker(&config, &live, &mut findings).await;
             look_at_haproxy(&config, &live, &mut findings).await;
@@ -167,6 +169,22 @@ fn look_at_instances(live: &[Instance], findings: &mut Findings) {
     }
     if unsettled > 0 {
         findings.warn("instance", format!("{unsettled} on their way"), "`haas list` tells which");
+    }
+}
+
+fn look_at_hosts(config: &Config, live: &[Instance], findings: &mut Findings) {
+    match rehost(live, config.installation.host_pattern, &config.installation.domain) {
+        Ok(moves) if moves.is_empty() => {}
+        Ok(moves) => findings.warn(
+            "hosts",
+            format!("{} app(s) have hosts that the domain and the pattern don't give", moves.len()),
+            "`haas rehost` rewrites them; with --dry-run it only shows them",
+        ),
+        Err(obstacles) => {
+            for obstacle in obstacles {
+                findings.warn("hosts", obstacle.to_string(), "`haas rehost` can't rewrite hosts until then");
+            }
+        }
     }
 }
 

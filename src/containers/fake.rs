@@ -265,7 +265,7 @@ impl Proxy for FakeWorld {
         Ok(!self.state().proxy_down)
     }
 
-    async fn busy(&self, _: &Hostname, _: u16) -> Result<bool, HaproxyError> {
+    async fn busy(&self, _: u16) -> Result<bool, HaproxyError> {
         Ok(false)
     }
 

@@ -24,7 +24,7 @@ impl Haproxy {
     ) -> Result<Publication, HaproxyError> {
         files::write_fixed(&self.settings).await?;
         let compare = memory.compared.is_none_or(|at| at.elapsed() >= COMPARE_EVERY);
-        let following = self.lane.settle(&self.master, routes.entries(), read.0, compare).await?;
+        let following = self.lane.settle(&self.master, routes.entries(&self.settings.domain), read.0, compare).await?;
         memory.compared = compare.then(Instant::now).or(memory.compared);
         let running = self.master.running().await?;
         let runs = matches!(&running, Running::Generation(running) if running == candidate.generation());

@@ -197,7 +197,7 @@ pub(super) fn render(settings: &Settings, routes: &Routes, template: &str) -> Re
     tera.add_raw_template("haproxy.cfg", template).map_err(|error| refused(chain(&error)))?;
     let context = Context::from_serialize(view).map_err(|error| refused(chain(&error)))?;
     let blank = tera.render("haproxy.cfg", &context).map_err(|error| refused(chain(&error)))?;
-    let map = map_text(&routes.entries());
+    let map = map_text(&routes.entries(&settings.domain));
     let generation = hash(&blank, settings.loads(&map));
     let mark = |word: &str| format!("{VARIABLE}{word})");
     if !blank.contains(&mark(BLANK)) {

@@ -54,6 +54,14 @@ fn two_apps() {
 }
 
 #[test]
+fn the_control_host_leads_to_no_app_whoever_has_it() {
+    let settings = Settings { domain: Hostname::parse("www.example.org").unwrap(), ..settings() };
+    let candidate = rendered(&settings, &more());
+    assert!(!candidate.map().lines().any(|line| line.starts_with("www.example.org")), "{}", candidate.map());
+    assert_eq!(candidate.map().lines().count(), 3);
+}
+
+#[test]
 fn more_apps_than_sections_and_two_control_servers() {
     let mut settings = settings();
     settings.sections_max = 1;
