@@ -425,8 +425,11 @@ impl Haproxy {
     pub async fn map_differences(&self, routes: &Routes) -> Result<Option<usize>, HaproxyError> {
         let answer = self.master.running_map().await?;
         Ok(answer.map(|answer| {
-            let wanted: BTreeMap<String, String> =
-                routes.entries().into_iter().map(|(host, target)| (host.to_string(), target)).collect();
+            let wanted: BTreeMap<String, String> = routes
+                .entries(&self.settings.domain)
+                .into_iter()
+                .map(|(host, target)| (host.to_string(), target))
+                .collect();
             let present: BTreeMap<String, String> = lane::parse_map(&answer).into_iter().collect();
             let changed = wanted.iter().filter(|(host, target)| present.get(*host) != Some(target)).count();
             changed + present.keys().filter(|host| !wanted.contains_key(*host)).count()
