@@ -334,6 +334,8 @@ impl Certs {
             let present = Running { master, pid: current.pid, folder }.look().await?;
             let missing = live.iter().filter(|(file, bundle)| !present.serves(file, &mark(bundle)));
             late.extend(missing.map(|(file, _)| file.clone()));
+            let known = |file: &&String| live.iter().any(|(live, _)| live == *file);
+            late.extend(present.stored.keys().filter(|file| !known(file)).cloned());
         }
         late.sort();
         late.dedup();

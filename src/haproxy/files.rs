@@ -81,7 +81,13 @@ pub(super) async fn write_fixed(settings: &Settings) -> Result<(), HaproxyError>
             replace(&path, text).await?;
         }
     }
-    if settings.https_bind.is_empty() { Ok(()) } else { create_folder(&settings.certs).await }
+    if !settings.https_bind.is_empty()
+        && let Err(error) = create_folder(&settings.certs).await
+    {
+        // The certificates' trouble: routes go on with those that HAProxy has.
+        log::debug!("{error}");
+    }
+    Ok(())
 }
 
 /// Whether a file says this.

@@ -30,7 +30,7 @@ pub enum BundleError {
         reason: String,
     },
     /// A kind of key that nobody here knows, or a damaged one.
-    #[error("its private key can't be used: {0}")]
+    #[error("its private key can't be used (RSA of 2048 bits or more, ECDSA P-256 or P-384, Ed25519): {0}")]
     Key(String),
     /// Two halves of different pairs.
     #[error("its private key does not belong to its first certificate")]

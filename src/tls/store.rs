@@ -247,6 +247,9 @@ impl Store {
                 (trace(&fs::metadata(&path).map_err(failed("reading", &path))?), authority)
             }
         };
+        if known.1.not_after <= now {
+            return Err(AuthorityError::Expired(known.1.not_after));
+        }
         Ok(&self.authority.insert(known).1)
     }
 
@@ -256,6 +259,7 @@ impl Store {
         let path = folder.join(file);
         write_whole(&path, bundle.pem(), 0o600, sync)?;
         let metadata = fs::metadata(&path).map_err(failed("reading", &path))?;
+        self.stray.remove(file);
         self.live.insert(file.to_owned(), (trace(&metadata), bundle));
         Ok(())
     }
