@@ -51,7 +51,10 @@ async fn current(haproxy: &Haproxy) -> i32 {
 
 async fn reasons(haproxy: &Haproxy) -> String {
     let refused = haproxy.certificates().await.unwrap().refused;
-    refused.iter().map(|refusal| format!("{}: {}\n", refusal.file, refusal.reason)).collect()
+    refused
+        .into_iter()
+        .map(|refusal| [refusal.file, ": ".to_owned(), refusal.reason, "\n".to_owned()].concat())
+        .collect()
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use https::{Made, client_of, given, shown};
+use https::{Made, client_of, ends_in_days, given, shown};
 use serde_json::Value;
 use support::eventually;
 use support::installation::Installation;
@@ -110,11 +110,7 @@ async fn what_the_operator_puts_into_the_folder_is_in_force_within_seconds() {
     std::fs::write(given(&tls, "www.pem"), first.pem()).unwrap();
     in_force(&first).await;
     // Renewed as tools do it: the file is replaced.
-    let second = Made::with(&[name], |params| {
-        let soon = chrono::Utc::now() + chrono::TimeDelta::days(10);
-        use chrono::Datelike;
-        params.not_after = rcgen::date_time_ymd(soon.year(), soon.month() as u8, soon.day() as u8);
-    });
+    let second = Made::with(&[name], |params| ends_in_days(params, 10));
     std::fs::write(given(&tls, "www.new"), second.pem()).unwrap();
     std::fs::rename(given(&tls, "www.new"), given(&tls, "www.pem")).unwrap();
     in_force(&second).await;

@@ -239,13 +239,11 @@ impl Certs {
         let compare = may_compare && state.compared.is_none_or(|at| at.elapsed() >= rest);
         let known = state.worker.take().filter(|(pid, _)| *pid == current.pid && !compare);
         state.names.clear();
-        let mut present = match known {
-            Some((_, present)) => present,
-            None => {
-                let present = worker.look().await?;
-                state.compared = Some(Instant::now());
-                present
-            }
+        let mut present = if let Some((_, present)) = known {
+            present
+        } else {
+            state.compared = Some(Instant::now());
+            worker.look().await?
         };
         let outcome = self.bring_in_line(&worker, &mut present, &wanted).await?;
         let in_force: Vec<String> =

@@ -239,13 +239,12 @@ impl Store {
         let path = dir.join("ca.pem");
         let there = fs::metadata(&path).ok().map(|metadata| trace(&metadata));
         let known = self.authority.take().filter(|(known, _)| Some(*known) == there);
-        let known = match known {
-            Some(known) => known,
-            None => {
-                create_folder(dir)?;
-                let authority = Authority::open(dir, domain, now)?;
-                (trace(&fs::metadata(&path).map_err(failed("reading", &path))?), authority)
-            }
+        let known = if let Some(known) = known {
+            known
+        } else {
+            create_folder(dir)?;
+            let authority = Authority::open(dir, domain, now)?;
+            (trace(&fs::metadata(&path).map_err(failed("reading", &path))?), authority)
         };
         if known.1.not_after <= now {
             return Err(AuthorityError::Expired(known.1.not_after));

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use chrono::{Datelike, TimeDelta, Utc};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, ClientBuilder};
@@ -74,6 +75,13 @@ impl Made {
         let weak = String::from_utf8(output.stdout).unwrap();
         format!("{}{weak}{}", self.certificate, self.key)
     }
+}
+
+/// Lets a certificate end at the beginning of the day that is so many days away.
+pub fn ends_in_days(params: &mut CertificateParams, days: i64) {
+    let day = Utc::now() + TimeDelta::days(days);
+    let byte = |number: u32| u8::try_from(number).unwrap();
+    params.not_after = rcgen::date_time_ymd(day.year(), byte(day.month()), byte(day.day()));
 }
 
 /// The operator's folder.

@@ -58,11 +58,11 @@ impl Folder {
     }
 
     fn reasons(&self) -> String {
-        self.store
-            .refused()
-            .iter()
-            .map(|refusal| format!("{}: {} {}\n", refusal.file, refusal.reason, refusal.older_serves))
-            .collect()
+        let lines = self.store.refused().into_iter().map(|Refusal { file, reason, older_serves }| {
+            let kept = if older_serves { "kept" } else { "none" };
+            [file, ": ".to_owned(), reason, format!(" {kept}\n")].concat()
+        });
+        lines.collect()
     }
 }
 
@@ -101,7 +101,7 @@ fn a_broken_file_leaves_its_older_copy() {
         assert_eq!(folder.files(), ["a.pem"]);
         assert_eq!(fs::read_to_string(folder.dir.path().join("live/a.pem")).unwrap(), good.pem());
         let reasons = folder.reasons();
-        assert!(reasons.contains("a.pem: it has no") && reasons.contains("true\nnew.pem: it has no"), "{reasons}");
+        assert!(reasons.contains("a.pem: it has no") && reasons.contains("kept\nnew.pem: it has no"), "{reasons}");
     }
     folder.forget(false);
     folder.settle();
