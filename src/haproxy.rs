@@ -21,10 +21,12 @@
 //!   a new generation passes the check but no worker comes up with it, so that HAProxy can be
 //!   restarted at any time.
 
+mod certs;
 mod check;
 mod files;
 mod lane;
 mod master;
+mod probe;
 mod publish;
 mod reload;
 mod render;
@@ -44,10 +46,13 @@ use tokio::time::Instant;
 
 use crate::failpoint::Faults;
 use crate::instance::name::{ContainerName, Hostname};
+pub use certs::Certificates;
+use certs::Certs;
 pub use check::CheckedConfig;
 use lane::Lane;
 pub use master::Worker;
 use master::{Master, Running};
+use probe::Probe;
 pub use reload::ReloadSignal;
 pub use render::Candidate;
 pub use settings::Settings;
@@ -194,6 +199,8 @@ pub struct Publication {
     /// When a reload will give new apps their sections, or bring in what else has changed in
     /// haproxy.cfg; none when the running worker has all of it. Publish again then.
     pub reload_due: Option<Instant>,
+    /// What is wrong with certificates; the routes are as they should be all the same.
+    pub trouble: Option<String>,
 }
 
 /// Whether what was published is in use.
@@ -326,8 +333,9 @@ pub struct Haproxy {
     master: Master,
     lane: Lane,
     signal: ReloadSignal,
+    certs: Certs,
     faults: Faults,
-    http: reqwest::Client,
+    probe: Probe,
     /// Held for a whole publication: they never overlap.
     publishing: Mutex<Memory>,
 }
@@ -341,6 +349,8 @@ struct Memory {
     reloaded: Option<(Instant, String)>,
     /// When the workers' maps were last compared.
     compared: Option<Instant>,
+    /// When HAProxy was last reloaded for certificates alone.
+    reloaded_for_certificates: Option<Instant>,
 }
 
 impl Haproxy {
@@ -349,14 +359,9 @@ impl Haproxy {
     pub fn new(settings: Settings) -> Self {
         let master = Master::new(settings.master_socket.clone(), settings.reload_container.is_none());
         let signal = settings.reload_container.clone().map_or_else(reload::to_the_process, reload::to_nobody);
-        let http = reqwest::Client::builder()
-            .timeout(Duration::from_secs(2))
-            .pool_max_idle_per_host(0)
-            .no_proxy()
-            .build()
-            .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
         let lane = Lane::new(&settings, Faults::default());
-        Self { settings, master, lane, signal, faults: Faults::default(), http, publishing: Mutex::default() }
+        let (certs, probe) = (Certs::new(&settings), Probe::new(&settings));
+        Self { settings, master, lane, signal, certs, faults: Faults::default(), probe, publishing: Mutex::default() }
     }
 
     /// With another way to signal the master than a signal to its process.
@@ -436,6 +441,14 @@ impl Haproxy {
         }))
     }
 
+    /// The certificates, for a person to read. Changes nothing.
+    ///
+    /// # Errors
+    /// [`HaproxyError`] when they, or HAProxy, can't be looked at.
+    pub async fn certificates(&self) -> Result<Certificates, HaproxyError> {
+        self.certs.report(&self.master).await
+    }
+
     /// Every living worker, the current one first; empty when HAProxy is down.
     ///
     /// # Errors
@@ -468,12 +481,24 @@ impl Haproxy {
 impl Proxy for Haproxy {
     async fn publish(&self, routes: &Routes, read: Moment) -> Result<Publication, HaproxyError> {
         let mut memory = self.publishing.lock().await;
-        let candidate = self.rendered(&mut memory, routes).await?;
-        if self.settings.live_routes {
-            self.publish_live(&mut memory, &candidate, routes, read).await
-        } else {
-            self.publish_by_reload(&candidate).await
-        }
+        // The folder first: a worker that starts loads it. Certificates are no reason to leave
+        // routes as they are, nor the other way round.
+        let settled = self.certs.settle(routes).await;
+        let published = async {
+            let candidate = self.rendered(&mut memory, routes).await?;
+            if self.settings.live_routes {
+                self.publish_live(&mut memory, &candidate, routes, read).await
+            } else {
+                self.publish_by_reload(&candidate).await
+            }
+        };
+        let published = published.await;
+        let in_force = self.certificates_in_force(&mut memory, routes).await;
+        let trouble = settled.and(in_force).err();
+        published.map(|publication| Publication {
+            trouble: trouble.map(|why| format!("certificates: {why}")),
+            ..publication
+        })
     }
 
     async fn now(&self) -> Moment {
@@ -484,7 +509,12 @@ impl Proxy for Haproxy {
         if !self.settings.live_routes {
             return Ok(false);
         }
-        self.lane.change(&self.master, change).await
+        // Whoever is told of an app may come at once.
+        let covered = match change {
+            RouteChange::Set(route) => self.certs.cover(&self.master, route).await,
+            RouteChange::Unset(_) => true,
+        };
+        Ok(self.lane.change(&self.master, change).await? && covered)
     }
 
     async fn busy(&self, port: u16) -> Result<bool, HaproxyError> {
@@ -501,10 +531,7 @@ impl Proxy for Haproxy {
     }
 
     async fn answers(&self, host: &Hostname) -> bool {
-        let scheme = if self.settings.https_bind.is_empty() { "http" } else { "https" };
-        let url = format!("{scheme}://{}/hoodie/", self.settings.local_address());
-        let answer = self.http.get(url).header(reqwest::header::HOST, host.as_str()).send().await;
-        answer.is_ok_and(|answer| answer.status() == reqwest::StatusCode::OK)
+        self.probe.answers(host).await
     }
 
     async fn health(&self) -> Result<(), HaproxyError> {

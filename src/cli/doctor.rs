@@ -1,5 +1,7 @@
 //! `haas doctor`: looks at every part, and says what is wrong and what to do.
 
+mod certificates;
+
 use std::os::unix::fs::PermissionsExt;
 
 use clap::Args;
@@ -82,6 +84,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             look_at_ports(&manifest, &mut findings).await;
             look_at_docker(&config, &live, &mut findings).await;
             look_at_haproxy(&config, &live, &mut findings).await;
+            certificates::look(&config, &live, &mut findings).await;
         }
         Err(error) => {
             findings.broken("postgres", error.to_string(), "start it: `haas up`, or the service that runs it");

@@ -134,8 +134,9 @@ impl Published {
                 }
                 self.confirmed = Some((routes, publication.standing));
                 self.reload_due = publication.reload_due;
-                matches!(publication.standing, Standing::Down)
-                    .then(|| "does not run; its files are in place for when it does".to_owned())
+                let down = matches!(publication.standing, Standing::Down);
+                let down = down.then(|| "does not run; its files are in place for when it does".to_owned());
+                down.or_else(|| publication.trouble.clone())
             }
             // The last good configuration serves on: what a worker had confirmed stays confirmed.
             // What was only written may or may not have been taken up meanwhile.
@@ -176,7 +177,7 @@ mod tests {
 
     #[allow(clippy::unnecessary_wraps, reason = "what publishing returns")]
     fn outcome(standing: Standing) -> Result<Publication, HaproxyError> {
-        Ok(Publication { generation: "g".to_owned(), standing, reload_due: None })
+        Ok(Publication { generation: "g".to_owned(), standing, reload_due: None, trouble: None })
     }
 
     fn publish(published: &mut Published, routes: &Routes, outcome: &Result<Publication, HaproxyError>) {
