@@ -6,7 +6,6 @@
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod https;
 #[path = "support/haproxy.rs"]
-#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
 use std::fs;
@@ -20,7 +19,7 @@ use https::{Elsewhere, Made, client_of, given, shown};
 use support::{Rig, Stub, free_port, host, route, routes};
 
 fn rig(local_ca: bool) -> Rig {
-    let mut rig = Rig::new();
+    let mut rig = Rig::new(true);
     let port = free_port();
     rig.settings.https_bind = format!("127.0.0.1:{port}");
     rig.settings.public = Public { https: true, port };
