@@ -52,6 +52,7 @@ async fn a_page_signs_up_stores_and_syncs_from_its_own_origin_and_from_another()
     // Above what the page itself asks for, and soon reached by a loop.
     let settings = format!("[tenant]\nimage = \"{}\"\n[haproxy]\napp_request_rate = 40", image.0);
     let mut haas = Installation::prepared(&settings);
+    haas.https = Some(haas.ports.spare);
     haas.start().await;
 
     haas.provision("alice", "notes").await;
@@ -70,18 +71,14 @@ async fn a_page_signs_up_stores_and_syncs_from_its_own_origin_and_from_another()
     let ca = haas.layout.dir().join("tls/ca.pem").display().to_string();
     let mut arguments = vec!["--endpoint", &endpoint, "--work", &work, "--screenshots", env!("CARGO_TARGET_TMPDIR")];
     arguments.extend(["--answer", &missing, "--answer", &late, "--hammer", &busy]);
-    let https = endpoint.starts_with("https://");
-    if https {
-        arguments.extend(["--ca", &ca]);
-    }
+    assert!(endpoint.starts_with("https://"), "{endpoint}");
+    arguments.extend(["--ca", &ca]);
     let output = page(&arguments).await;
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}\n{told}", String::from_utf8_lossy(&output.stderr));
     let seen: Value = serde_json::from_str(&told).unwrap();
 
-    if https {
-        assert_eq!(seen["untrusted"], "net::ERR_CERT_AUTHORITY_INVALID");
-    }
+    assert_eq!(seen["untrusted"], "net::ERR_CERT_AUTHORITY_INVALID", "a browser that was not told to trust the CA");
     let origin = |url: &Value| url::Url::parse(url.as_str().unwrap()).unwrap().origin();
     for from in ["own", "other"] {
         let flow = &seen[from];

@@ -2,6 +2,9 @@
 //! be pulled, on stand-ins of the same names (scripts/build-compose-images).
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/https.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod https;
 mod support;
 
 use std::os::unix::fs::MetadataExt;
@@ -54,13 +57,20 @@ impl Compose {
         let group = std::fs::metadata("/var/run/docker.sock").unwrap().gid();
         let settings = format!(
             "COMPOSE_PROJECT_NAME={project}\nDOCKER_GID={group}\nHAAS_DOMAIN={project}.localhost\nHAAS_ADDRESS=127.0.0.1\n\
-             HAAS_HTTP_PORT={}\nHAAS_CONTROL_PORT={}\nHAAS_TENANT_PORTS={}-{}\n",
-            ports.http, ports.spare, ports.first, ports.last
+             HAAS_HTTP_PORT={}\nHAAS_HTTPS_PORT={}\nHAAS_CONTROL_PORT={}\nHAAS_TENANT_PORTS={}-{}\n",
+            ports.http,
+            ports.spare,
+            ports.last + 1,
+            ports.first,
+            ports.last
         );
         std::fs::write(dir.path().join(".env"), settings).unwrap();
         let mut compose = Self { dir, project, ports, client: client(), installation: None, secret: String::new() };
         compose.run(&["up", "-d"]).await;
         compose.healthy().await;
+        let ca = compose.dir.path().join("ca.pem");
+        std::fs::write(&ca, compose.exec("haas", &["cat", "/etc/haas/tls/ca.pem"]).await).unwrap();
+        compose.client = https::client_of(&ca);
         compose.secret = compose.exec("haas", &["cat", "/etc/haas/secrets/provision.secret"]).await;
         let select = ["psql", "-U", "haas", "-d", "haas", "-Atc", "SELECT id FROM installation"];
         compose.installation = Some(compose.exec("postgres", &select).await);
@@ -118,9 +128,8 @@ impl Compose {
         if path == "/provision" {
             body["emailaddress"] = Value::from("alice@example.com");
         }
-        let url = format!("http://127.0.0.1:{}{path}", self.ports.http);
-        let host = format!("{}.localhost", self.project);
-        self.client.post(url).header("host", host).json(&body).send().await
+        let url = format!("https://{}.localhost:{}{path}", self.project, self.ports.spare);
+        self.client.post(url).json(&body).send().await
     }
 
     async fn provision(&self, appname: &str) -> Hoodie {
@@ -129,7 +138,8 @@ impl Compose {
         assert_eq!(status, 201, "{body}");
         let host = body["host"].as_str().unwrap().to_owned();
         assert_eq!(host, format!("{appname}.{0}.{0}.localhost", self.project));
-        Hoodie { client: client(), host, port: self.ports.http }
+        assert_eq!(body["endpoint"], format!("https://{host}:{}/hoodie/", self.ports.spare));
+        Hoodie { client: self.client.clone(), host, port: self.ports.spare, https: true }
     }
 
     /// As the kernel's OOM killer does. What is killed through Docker, Docker takes for stopped by
@@ -242,15 +252,14 @@ async fn the_real_file_does_the_main_job_and_heals_and_is_upgraded() {
     let answer = haas.post("/deprovision", "notes").await.unwrap();
     let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
     assert_eq!((status.as_u16(), body["state"].as_str()), (200, Some("deleted")), "{body}");
-    // On a connection of its own: an old worker answers once more on one that was kept alive.
-    let anew = Hoodie { client: client(), ..notes };
-    assert_eq!(anew.get("/hoodie/").await.unwrap().status(), 404);
+    // On whichever connection, and whichever worker: all of them were told.
+    assert_eq!(notes.get("/hoodie/").await.unwrap().status(), 404);
     assert!(todo.answers().await);
 }
 
 async fn ready(haas: &Compose) -> Option<()> {
-    let url = format!("http://127.0.0.1:{}/readyz", haas.ports.http);
-    let answer = haas.client.get(url).header("host", format!("{}.localhost", haas.project)).send().await.ok()?;
+    let url = format!("http://{}.localhost:{}/readyz", haas.project, haas.ports.http);
+    let answer = haas.client.get(url).send().await.ok()?;
     (answer.status() == 200).then_some(())
 }
 

@@ -26,7 +26,7 @@ async fn send(haas: &Installation, path: &str, secret: &str, body: &Value) -> Re
 }
 
 fn at(haas: &Installation, host: &str) -> Hoodie {
-    Hoodie { client: client(), host: host.to_owned(), port: haas.ports.http }
+    Hoodie { client: client(), host: host.to_owned(), port: haas.ports.http, https: false }
 }
 
 async fn answers(hoodie: &Hoodie, status: u16) {

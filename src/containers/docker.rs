@@ -66,8 +66,10 @@ impl Docker {
             // Readiness asks what listens now, not what a kept connection remembers.
             .pool_max_idle_per_host(0)
             .no_proxy()
+            // Plain HTTP alone: it must do without the machine's own certificates, which an image may lack.
+            .tls_certs_only([])
             .build()
-            .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
+            .unwrap_or_else(|error| unreachable!("a client that trusts nobody has nothing to load: {error}"));
         Self { settings, client: OnceCell::new(), network: Mutex::default(), http }
     }
 

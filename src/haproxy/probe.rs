@@ -19,6 +19,8 @@ pub(super) struct Probe {
     address: String,
     /// The local CA's certificate; none without one.
     authority: Option<PathBuf>,
+    /// The operator's own certificates.
+    given: PathBuf,
     /// The client, and the CA's certificate that it trusts.
     client: Mutex<Option<(Vec<u8>, Client)>>,
 }
@@ -27,13 +29,14 @@ impl Probe {
     pub fn new(settings: &Settings) -> Self {
         let authority = settings.tls.local_ca.then(|| settings.tls.dir.join("ca.pem"));
         let https = !settings.https_bind.is_empty();
-        Self { https, address: settings.local_address(), authority, client: Mutex::default() }
+        let given = settings.tls.dir.join("certs");
+        Self { https, address: settings.local_address(), authority, given, client: Mutex::default() }
     }
 
     /// Whether the Hoodie at this host answers 200. By HTTPS with the host's name, and with the
-    /// local CA only if that vouches for it. Without one any certificate for the name will do:
-    /// who vouches for the operator's is for the operator's users to know, and HAProxy has none
-    /// for a name that it does not know (`strict-sni`).
+    /// local CA only if that vouches for it. Without one, or beside the operator's own
+    /// certificates, any for the name will do: who vouches for those is for the operator's users
+    /// to know, and HAProxy has none for a name that it does not know (`strict-sni`).
     pub async fn answers(&self, host: &Hostname) -> bool {
         let Some(client) = self.client().await else { return false };
         let request = if self.https {
@@ -51,9 +54,19 @@ impl Probe {
         }
     }
 
+    async fn has_given(&self) -> bool {
+        let Ok(mut entries) = tokio::fs::read_dir(&self.given).await else { return false };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            if entry.path().extension().is_some_and(|extension| extension == "pem") {
+                return true;
+            }
+        }
+        false
+    }
+
     async fn client(&self) -> Option<Client> {
         let authority = match &self.authority {
-            Some(path) if self.https => tokio::fs::read(path).await.ok()?,
+            Some(path) if self.https && !self.has_given().await => tokio::fs::read(path).await.ok()?,
             _ => Vec::new(),
         };
         let mut client = self.client.lock().await;

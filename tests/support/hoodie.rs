@@ -8,6 +8,8 @@ pub struct Hoodie {
     pub client: Client,
     pub host: String,
     pub port: u16,
+    /// By HTTPS, with a client for which every name is here.
+    pub https: bool,
 }
 
 pub fn client() -> Client {
@@ -17,7 +19,11 @@ pub fn client() -> Client {
 
 impl Hoodie {
     pub fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
+        if self.https {
+            format!("https://{}:{}{path}", self.host, self.port)
+        } else {
+            format!("http://127.0.0.1:{}{path}", self.port)
+        }
     }
 
     pub async fn get(&self, path: &str) -> reqwest::Result<Response> {

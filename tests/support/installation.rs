@@ -211,6 +211,7 @@ impl Installation {
             client: client(),
             host: format!("{app}.{}.haas.localhost", self.user(user)),
             port: self.ports.http,
+            https: false,
         }
     }
 
