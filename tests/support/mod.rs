@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod hoodie;
 pub mod installation;
+pub mod tenants;
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
