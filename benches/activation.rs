@@ -16,19 +16,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, Utc};
 use common::{Figures, Verdict, full, ports, until};
-use haas::failpoint::Faults;
-use haas::haproxy::{Haproxy, Settings};
 use haas::instance::Phase;
-use haas::instance::name::{AppName, Email, Username};
-use haas::manifest::{Manifest, NewInstance};
-use haas::reconcile::{self, Health, Nudges, Worker, World};
-use support::cluster::{Cluster, RunningHaproxy};
-use support::tenants::{Server, Tenants};
-use tokio::task::JoinHandle;
-use uuid::Uuid;
+use support::house::House;
 
-/// Ports of the apps in place, at which nobody listens; their number is at most 10,000.
-const SETTLED_PORTS: u16 = 20_000;
 /// Between two looks of the client.
 const LOOK: Duration = Duration::from_micros(500);
 
@@ -67,10 +57,13 @@ struct Times {
 }
 
 async fn measure(routes: u16, samples: u16) -> Result<Times> {
-    let installation = Installation::start(routes, samples).await?;
+    let first = ports(samples + 2)?;
+    let ports = support::Ports { first, last: first + samples - 1, http: first + samples, spare: first + samples + 1 };
+    // Sections come soon after their apps, so that there is a reload under way now and then.
+    let house = House::start(ports, &[("haproxy.reload_min_interval", "500ms")], routes).await;
     let mut times = Times::default();
     for number in 0..samples {
-        let (time, reloading) = installation.activate(number).await?;
+        let (time, reloading) = activate(&house, number).await?;
         times.all.take_time(time);
         if reloading {
             times.reloading.take_time(time);
@@ -81,120 +74,49 @@ async fn measure(routes: u16, samples: u16) -> Result<Times> {
     Ok(times)
 }
 
-/// All but the engine; ended when it is dropped.
-struct Installation {
-    manifest: Manifest,
-    haproxy: Haproxy,
-    nudges: Nudges,
-    reconciler: JoinHandle<()>,
-    _control: Server,
-    _haproxy: RunningHaproxy,
-    cluster: Cluster,
-}
-
-impl Installation {
-    async fn start(routes: u16, samples: u16) -> Result<Self> {
-        let first = ports(samples + 2)?;
-        let [http, control] = [first + samples, first + samples + 1];
-        let ports = support::Ports { first, last: http - 1, http, spare: control };
-        let listen = format!("127.0.0.1:{control}");
-        // Sections come soon after their apps, so that there is a reload under way now and then.
-        let settings = [("http.listen", listen.as_str()), ("haproxy.reload_min_interval", "500ms")];
-        let mut cluster = Cluster::start(ports, &settings).await;
-        cluster.config.haproxy.template = cluster.dir.path().join("template");
-        edit_template(&cluster, 0)?;
-        cluster.settled(routes, SETTLED_PORTS).await;
-        let tenants = Tenants::default();
-        for n in 0..routes {
-            tenants.settled(Uuid::from_u128(n.into()), format!("user-{n:05}-notes"), SETTLED_PORTS + n);
+/// Provisions an app. Returns the time from the commit to the first 200, and whether HAProxy
+/// reloaded at that time.
+async fn activate(house: &House, number: u16) -> Result<(Duration, bool)> {
+    let user = format!("new-{number:05}");
+    let (host, http) = (house.host(&user), house.cluster.config.http_port());
+    let client = tokio::task::spawn_blocking(move || first_200(http, &host));
+    // Each third has a reload near it, some time before or after.
+    let reload = (number % 3 == 2).then(|| Duration::from_millis(u64::from(number) * 37 % 200));
+    let (before, _) = current_worker(house).await?;
+    let edit = async {
+        if let Some(delay) = reload {
+            tokio::time::sleep(delay).await;
+            house.edit_template(&user);
         }
-        // In place of the control API, which is asked for hosts that are in no map.
-        let control = Server::at(control, 404, "no such app").await?;
-        let running = RunningHaproxy::start(&cluster).await;
-        let haproxy = || Haproxy::new(Settings::from_config(&cluster.config));
-        let settings = reconcile::Settings::from_config(&cluster.config);
-        let world = World::new(cluster.manifest(), tenants, haproxy(), settings, Faults::default());
-        let (health, nudges) = (Health::default(), Nudges::default());
-        let url = cluster.config.manifest.database_url.clone();
-        let worker = Worker::new(world, url, health.clone(), nudges.clone());
-        let installation = Self {
-            manifest: cluster.manifest(),
-            haproxy: haproxy(),
-            nudges,
-            reconciler: tokio::spawn(async move { match worker.run().await {} }),
-            _control: control,
-            _haproxy: running,
-            cluster,
-        };
-        let ready = async || health.report().ok().then_some(());
-        until("the reconciler has looked at everything", Duration::from_secs(30), ready).await?;
-        Ok(installation)
-    }
-
-    /// Provisions an app. Returns the time from the commit to the first 200, and whether HAProxy
-    /// reloaded at that time.
-    async fn activate(&self, number: u16) -> Result<(Duration, bool)> {
-        let username = Username::parse(&format!("new-{number:05}"))?;
-        let new = NewInstance { username, appname: AppName::parse("notes")?, email: Email::parse("n@example.com")? };
-        let host = format!("notes.{}.{}", new.username, self.cluster.config.installation.domain);
-        let http = self.cluster.config.http_port();
-        let client = tokio::task::spawn_blocking(move || first_200(http, &host));
-        // Each third has a reload near it, some time before or after.
-        let reload = (number % 3 == 2).then(|| Duration::from_millis(u64::from(number) * 37 % 200));
-        let before = self.current_worker().await?;
-        let edit = async {
-            if let Some(delay) = reload {
-                tokio::time::sleep(delay).await;
-                edit_template(&self.cluster, number)?;
-                self.nudges.nudge_haproxy();
-            }
-            anyhow::Ok(())
-        };
-        let provision = async {
-            tokio::time::sleep(Duration::from_millis(if reload.is_some() { 100 } else { 0 })).await;
-            anyhow::Ok(self.manifest.provision(&new).await?.instance.id)
-        };
-        let ((), id) = tokio::try_join!(edit, provision)?;
-        let answered = client.await??;
-        until("it is running", Duration::from_secs(10), async || {
-            let row = self.manifest.get(id).await.ok()??;
-            (row.phase == Phase::Running).then_some(())
+    };
+    let provision = async {
+        tokio::time::sleep(Duration::from_millis(if reload.is_some() { 100 } else { 0 })).await;
+        house.provision(&user).await
+    };
+    let ((), id) = tokio::join!(edit, provision);
+    let answered = client.await??;
+    house.comes_to_be(id, Phase::Running).await;
+    let ready = house.manifest.events(id, 10).await?.into_iter().find(|event| event.kind == "ready");
+    let committed = ready.context("it never became ready")?.at;
+    if reload.is_some() {
+        until("HAProxy has reloaded", Duration::from_secs(30), async || {
+            (current_worker(house).await.ok()?.0 != before).then_some(())
         })
         .await?;
-        let ready = self.manifest.events(id, 10).await?.into_iter().find(|event| event.kind == "ready");
-        let committed = ready.context("it never became ready")?.at;
-        if reload.is_some() {
-            until("HAProxy has reloaded", Duration::from_secs(30), async || {
-                (self.current_worker().await.ok()?.0 != before.0).then_some(())
-            })
-            .await?;
-        }
-        // A reload: from the writing of haproxy.cfg, over its check, to the start of the worker that
-        // reads it.
-        let config = self.cluster.layout.haproxy_dir().join("haproxy.cfg");
-        let written = DateTime::<Utc>::from(std::fs::metadata(config)?.modified()?);
-        let (_, started) = self.current_worker().await?;
-        let reloading = written < answered && committed < started;
-        Ok(((answered - committed).to_std()?, reloading))
     }
-
-    async fn current_worker(&self) -> Result<(i32, DateTime<Utc>)> {
-        let workers = self.haproxy.workers().await?;
-        let current = workers.iter().find(|worker| worker.current).context("HAProxy has no worker")?;
-        Ok((current.pid, current.started))
-    }
+    // A reload: from the writing of haproxy.cfg, over its check, to the start of the worker that
+    // reads it.
+    let config = house.cluster.layout.haproxy_dir().join("haproxy.cfg");
+    let written = DateTime::<Utc>::from(std::fs::metadata(config)?.modified()?);
+    let (_, started) = current_worker(house).await?;
+    let reloading = written < answered && committed < started;
+    Ok(((answered - committed).to_std()?, reloading))
 }
 
-impl Drop for Installation {
-    fn drop(&mut self) {
-        self.reconciler.abort();
-    }
-}
-
-fn edit_template(cluster: &Cluster, number: u16) -> Result<()> {
-    let text = include_str!("../templates/haproxy.cfg.tera");
-    std::fs::write(&cluster.config.haproxy.template, format!("{text}\n# Edited {number} times.\n"))?;
-    Ok(())
+async fn current_worker(house: &House) -> Result<(i32, DateTime<Utc>)> {
+    let workers = house.haproxy.workers().await?;
+    let current = workers.iter().find(|worker| worker.current).context("HAProxy has no worker")?;
+    Ok((current.pid, current.started))
 }
 
 /// When the first 200 was there, to its last byte, for a client that has asked all the time.
