@@ -113,10 +113,13 @@ async fn activate(house: &House, number: u16) -> Result<(Duration, bool)> {
     Ok(((answered - committed).to_std()?, reloading))
 }
 
+/// The current worker, and when it was started. In the middle of a reload there is none.
 async fn current_worker(house: &House) -> Result<(i32, DateTime<Utc>)> {
-    let workers = house.haproxy.workers().await?;
-    let current = workers.iter().find(|worker| worker.current).context("HAProxy has no worker")?;
-    Ok((current.pid, current.started))
+    until("HAProxy has a worker", Duration::from_secs(30), async || {
+        let workers = house.haproxy.workers().await.ok()?;
+        workers.iter().find(|worker| worker.current).map(|worker| (worker.pid, worker.started))
+    })
+    .await
 }
 
 /// When the first 200 was there, to its last byte, for a client that has asked all the time.
