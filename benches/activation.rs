@@ -18,6 +18,7 @@ use chrono::{DateTime, Utc};
 use common::{Figures, Verdict, full, ports, until};
 use haas::instance::Phase;
 use support::house::House;
+use uuid::Uuid;
 
 /// Between two looks of the client.
 const LOOK: Duration = Duration::from_micros(500);
@@ -31,15 +32,11 @@ fn main() -> Result<()> {
     }
     println!("\n### Activation, {samples} apps each\n\n| ms | p50 | p99 | max |\n|---|---|---|---|");
     for (routes, times) in &measured {
-        for (name, figures) in
-            [("all", &times.all), ("nothing else under way", &times.quiet), ("a reload under way", &times.reloading)]
-        {
-            let [p50, p99, max] = [50.0, 99.0, 100.0].map(|percent| figures.percentile(percent));
-            if figures.count() == 0 {
-                continue;
-            }
-            println!("| {routes} routes in place, {name} ({}) | {p50:.2} | {p99:.2} | {max:.2} |", figures.count());
-        }
+        row(&format!("**{routes} routes in place**"), &times.all);
+        row("of these, nothing else under way", &times.quiet);
+        row("of these, while HAProxy reloads", &times.reloading);
+        row("(of which until the commit was made known)", &times.commit);
+        row("(of which from then on)", &times.route);
     }
     let mut verdict = Verdict::new();
     for (routes, times) in &measured {
@@ -49,11 +46,31 @@ fn main() -> Result<()> {
     verdict.end()
 }
 
+fn row(name: &str, figures: &Figures) {
+    if figures.count() > 0 {
+        let [p50, p99, max] = [50.0, 99.0, 100.0].map(|percent| figures.percentile(percent));
+        println!("| {name} ({}) | {p50:.2} | {p99:.2} | {max:.2} |", figures.count());
+    }
+}
+
 #[derive(Default)]
 struct Times {
     all: Figures,
     quiet: Figures,
     reloading: Figures,
+    commit: Figures,
+    route: Figures,
+}
+
+/// One app on its way.
+struct Activation {
+    /// By the event in the transaction: just before its commit.
+    written: DateTime<Utc>,
+    /// When the commit's notification was heard.
+    known: DateTime<Utc>,
+    answered: DateTime<Utc>,
+    /// Whether HAProxy reloaded meanwhile.
+    reloading: bool,
 }
 
 async fn measure(routes: u16, samples: u16) -> Result<Times> {
@@ -63,54 +80,79 @@ async fn measure(routes: u16, samples: u16) -> Result<Times> {
     let house = House::start(ports, &[("haproxy.reload_min_interval", "500ms")], routes).await;
     let mut times = Times::default();
     for number in 0..samples {
-        let (time, reloading) = activate(&house, number).await?;
+        let Activation { written, known, answered, reloading } = activate(&house, number).await?;
+        let time = (answered - written).to_std()?;
         times.all.take_time(time);
         if reloading {
             times.reloading.take_time(time);
         } else {
             times.quiet.take_time(time);
         }
+        times.commit.take_time((known - written).to_std()?);
+        // The client may see the answer before the news are here.
+        times.route.take_time((answered - known).to_std().unwrap_or_default());
     }
     Ok(times)
 }
 
-/// Provisions an app. Returns the time from the commit to the first 200, and whether HAProxy
-/// reloaded at that time.
-async fn activate(house: &House, number: u16) -> Result<(Duration, bool)> {
+async fn activate(house: &House, number: u16) -> Result<Activation> {
+    let mut changes = house.nudges.subscribe();
+    let mut heard = Vec::new();
+    let hearing = async {
+        while let Ok(changed) = changes.recv().await {
+            heard.push((changed, Utc::now()));
+        }
+    };
+    let (id, answered, reloading) = tokio::select! {
+        done = provision(house, number) => done?,
+        () = hearing => bail!("no news of changes"),
+    };
+    let ready = house.manifest.events(id, 10).await?.into_iter().find(|event| event.kind == "ready");
+    let written = ready.context("it never became ready")?.at;
+    let known = heard.iter().find(|(changed, at)| *changed == id && *at >= written).context("no news of the commit")?.1;
+    Ok(Activation {
+        written,
+        known,
+        answered,
+        reloading: reloading.is_some_and(|(from, to)| from < answered && written < to),
+    })
+}
+
+type Window = (DateTime<Utc>, DateTime<Utc>);
+
+/// Provisions an app, until it is running. Returns when the client had its answer, and when
+/// HAProxy reloaded near it.
+async fn provision(house: &House, number: u16) -> Result<(Uuid, DateTime<Utc>, Option<Window>)> {
     let user = format!("new-{number:05}");
     let (host, http) = (house.host(&user), house.cluster.config.http_port());
     let client = tokio::task::spawn_blocking(move || first_200(http, &host));
     // Each third has a reload near it, some time before or after.
-    let reload = (number % 3 == 2).then(|| Duration::from_millis(u64::from(number) * 37 % 200));
+    let reload = number % 3 == 2;
     let (before, _) = current_worker(house).await?;
     let edit = async {
-        if let Some(delay) = reload {
-            tokio::time::sleep(delay).await;
+        if reload {
+            tokio::time::sleep(Duration::from_millis(u64::from(number) * 37 % 200)).await;
             house.edit_template(&user);
         }
     };
     let provision = async {
-        tokio::time::sleep(Duration::from_millis(if reload.is_some() { 100 } else { 0 })).await;
+        tokio::time::sleep(Duration::from_millis(if reload { 100 } else { 0 })).await;
         house.provision(&user).await
     };
     let ((), id) = tokio::join!(edit, provision);
     let answered = client.await??;
     house.comes_to_be(id, Phase::Running).await;
-    let ready = house.manifest.events(id, 10).await?.into_iter().find(|event| event.kind == "ready");
-    let committed = ready.context("it never became ready")?.at;
-    if reload.is_some() {
+    if reload {
         until("HAProxy has reloaded", Duration::from_secs(30), async || {
             (current_worker(house).await.ok()?.0 != before).then_some(())
         })
         .await?;
     }
-    // A reload: from the writing of haproxy.cfg, over its check, to the start of the worker that
-    // reads it.
+    // From the writing of haproxy.cfg, over its check, to the start of the worker that reads it.
+    let (worker, started) = current_worker(house).await?;
     let config = house.cluster.layout.haproxy_dir().join("haproxy.cfg");
     let written = DateTime::<Utc>::from(std::fs::metadata(config)?.modified()?);
-    let (_, started) = current_worker(house).await?;
-    let reloading = written < answered && committed < started;
-    Ok(((answered - committed).to_std()?, reloading))
+    Ok((id, answered, (worker != before).then_some((written, started))))
 }
 
 /// The current worker, and when it was started. In the middle of a reload there is none.
