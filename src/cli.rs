@@ -54,7 +54,7 @@ enum Command {
     /// Run everything below one folder: Postgres, HAProxy and the server
     Up(up::Arguments),
     /// Run the server, with a Postgres and a HAProxy that others run
-    Serve,
+    Serve(serve::Arguments),
     /// Stop what `haas up` has started; tenants' data always stays
     Down(down::Arguments),
     /// Give a user a Hoodie for an app
@@ -107,7 +107,7 @@ impl Cli {
     #[must_use]
     pub fn log_level(&self) -> LevelFilter {
         match self.command {
-            Command::Up(_) | Command::Serve => LevelFilter::Info,
+            Command::Up(_) | Command::Serve(_) => LevelFilter::Info,
             _ => LevelFilter::Warn,
         }
     }
@@ -120,7 +120,7 @@ impl Cli {
         let global = self.global;
         match self.command {
             Command::Up(arguments) => up::run(&global, &arguments).await,
-            Command::Serve => serve::run(&global).await,
+            Command::Serve(arguments) => serve::run(&global, &arguments).await,
             Command::Down(arguments) => down::run(&global, &arguments).await,
             Command::Provision(arguments) => intent::provision(&global, &arguments).await,
             Command::Deprovision(arguments) => intent::deprovision(&global, &arguments).await,

@@ -29,6 +29,7 @@ macro_rules! settings {
     })+) => {
         /// The settings, by section.
         #[derive(Debug, Clone, PartialEq)]
+        #[allow(clippy::doc_markdown, reason = "the texts are the annotated example's, too")]
         pub struct Config {
             $($(#[doc = $section_doc])+ pub $section: $struct,)+
         }
@@ -36,6 +37,7 @@ macro_rules! settings {
         $(
             $(#[doc = $section_doc])+
             #[derive(Debug, Clone, PartialEq)]
+            #[allow(clippy::doc_markdown, reason = "the texts are the annotated example's, too")]
             pub struct $struct {
                 $($(#[doc = $doc])+ pub $key: $type,)+
             }
@@ -169,6 +171,9 @@ settings! {
         head_timeout: Duration = "\"10s\"",
         /// How long a reload may take to be confirmed.
         confirm_timeout: Duration = "\"10s\"",
+        /// The container that HAProxy runs in, where Haas can't signal its master itself: it is
+        /// sent SIGUSR2 through Docker's API; empty for a signal to the process.
+        reload_container: String = "\"\"",
     }
     /// Certificates for haproxy.https_bind.
     tls: Tls {
@@ -251,15 +256,24 @@ impl Layers {
     }
 }
 
-/// Variables that share our prefix and are not settings: command-line options, the scripts', the tests'.
+/// Variables that share our prefix and are not settings: command-line options, the scripts',
+/// docker-compose.yml's, the tests'.
 const NOT_SETTINGS: &[&str] = &[
+    "HAAS_ADDRESS",
     "HAAS_BASE_IMAGE",
     "HAAS_CONFIG",
+    "HAAS_CONTROL_PORT",
     "HAAS_DIR",
     "HAAS_DOCKERD_",
+    "HAAS_DOMAIN",
     "HAAS_FAILPOINT",
+    "HAAS_HAPROXY_IMAGE",
+    "HAAS_HTTP_PORT",
+    "HAAS_IMAGE",
     "HAAS_LOG",
+    "HAAS_POSTGRES_IMAGE",
     "HAAS_TEST_",
+    "HAAS_VOLUMES",
     "HAAS_WALK_",
 ];
 
@@ -346,6 +360,13 @@ impl Config {
             let plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
             require(plain, &format!("haproxy.{name}: must be a plain account name"));
         }
+        // What Docker takes for a name.
+        let container = self.haproxy.reload_container.as_bytes();
+        let starts_well = container.first().is_none_or(u8::is_ascii_alphanumeric);
+        require(
+            starts_well && container.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b)),
+            "haproxy.reload_container: must be a container's name",
+        );
         for (name, text) in [
             ("http_bind", self.haproxy.http_bind.as_str()),
             ("https_bind", self.haproxy.https_bind.as_str()),

@@ -40,6 +40,15 @@ pub enum ContainersError {
     /// A container that isn't this instance's has the name.
     #[error("a container that is not ours has the name {0}")]
     NameHeld(String),
+    /// Nothing has the name.
+    #[error("there is no container {0}")]
+    NoSuchContainer(String),
+    /// It is some installation's tenant, and only the installation's own work touches those.
+    #[error("the container {0} is a tenant's")]
+    IsTenant(String),
+    /// It stands still.
+    #[error("the container {0} does not run")]
+    NotRunning(String),
     /// Something else on the host listens on the port.
     #[error("something else on the host holds port {0}")]
     PortOccupied(u16),

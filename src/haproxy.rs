@@ -48,6 +48,7 @@ pub use check::CheckedConfig;
 use lane::Lane;
 pub use master::Worker;
 use master::{Master, Running};
+pub use reload::ReloadSignal;
 pub use render::Candidate;
 pub use settings::Settings;
 
@@ -316,6 +317,7 @@ pub struct Haproxy {
     settings: Settings,
     master: Master,
     lane: Lane,
+    signal: ReloadSignal,
     faults: Faults,
     http: reqwest::Client,
     /// Held for a whole publication: they never overlap.
@@ -337,7 +339,8 @@ impl Haproxy {
     /// Touches nothing yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let master = Master::new(settings.master_socket.clone());
+        let master = Master::new(settings.master_socket.clone(), settings.reload_container.is_none());
+        let signal = settings.reload_container.clone().map_or_else(reload::to_the_process, reload::to_nobody);
         let http = reqwest::Client::builder()
             .timeout(Duration::from_secs(2))
             .pool_max_idle_per_host(0)
@@ -345,7 +348,13 @@ impl Haproxy {
             .build()
             .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
         let lane = Lane::new(settings.dir.clone(), settings.stats_socket.clone(), Faults::default());
-        Self { settings, master, lane, faults: Faults::default(), http, publishing: Mutex::default() }
+        Self { settings, master, lane, signal, faults: Faults::default(), http, publishing: Mutex::default() }
+    }
+
+    /// With another way to signal the master than a signal to its process.
+    #[must_use]
+    pub fn with_reload_signal(self, signal: ReloadSignal) -> Self {
+        Self { signal, ..self }
     }
 
     /// With failures at its boundaries, for tests.
@@ -392,12 +401,25 @@ impl Haproxy {
         })
     }
 
+    /// Which host leads to which section in the running worker; empty when HAProxy is down.
+    ///
+    /// # Errors
+    /// [`HaproxyError::Socket`].
+    pub async fn running_map(&self) -> Result<Vec<(String, String)>, HaproxyError> {
+        Ok(self.master.running_map().await?.map(|answer| lane::parse_map(&answer)).unwrap_or_default())
+    }
+
     /// Every living worker, the current one first; empty when HAProxy is down.
     ///
     /// # Errors
     /// [`HaproxyError::Socket`].
     pub async fn workers(&self) -> Result<Vec<Worker>, HaproxyError> {
         Ok(self.master.processes().await?.map(|processes| processes.workers).unwrap_or_default())
+    }
+
+    /// A worker's memory in MiB; in another container only what its pools take, as it tells.
+    pub async fn memory_mib(&self, worker: &Worker) -> Option<u64> {
+        self.master.memory_mib(worker.pid).await
     }
 
     async fn rendered(&self, memory: &mut Memory, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {

@@ -129,7 +129,9 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
                 async move {
                     let answer: ServiceResponse = answer.await?;
                     let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    log::info!(status = answer.status().as_u16(), milliseconds; "{method} {path:?}");
+                    // What asks for this asks every few seconds.
+                    let level = if path == "/healthz" { log::Level::Debug } else { log::Level::Info };
+                    log::log!(level, status = answer.status().as_u16(), milliseconds; "{method} {path:?}");
                     Ok(answer)
                 }
             })

@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::containers::{Docker, DockerSettings, InstanceKey, KeyError};
 use crate::failpoint::Faults;
-use crate::haproxy::{self, Haproxy};
+use crate::haproxy::{self, Haproxy, ReloadSignal};
 use crate::http::{self, Api, Listener, Secrets, SecretsError};
 use crate::manifest::{Manifest, ManifestError};
 use crate::reconcile::{self, Health, Nudges, Worker, World};
@@ -53,9 +53,27 @@ pub async fn world(config: &Config, faults: Faults) -> Result<Arc<World<Docker, 
     let manifest = Manifest::new(config);
     let installation = manifest.installation().await?;
     let key = InstanceKey::read(&instance_key_path(&config.secrets.dir))?;
-    let docker = Docker::new(DockerSettings { installation, tenant: config.tenant.clone(), key });
-    let proxy = Haproxy::new(haproxy::Settings::from_config(config)).with_faults(faults.clone());
+    let settings = DockerSettings { installation, tenant: config.tenant.clone(), key };
+    let mut proxy = Haproxy::new(haproxy::Settings::from_config(config)).with_faults(faults.clone());
+    if !config.haproxy.reload_container.is_empty() {
+        let signal = through_docker(Docker::new(settings.clone()), config.haproxy.reload_container.clone());
+        proxy = proxy.with_reload_signal(signal);
+    }
+    let docker = Docker::new(settings);
     Ok(World::new(manifest, docker, proxy, reconcile::Settings::from_config(config), faults))
+}
+
+/// A signal to a HAProxy that is the first process of another container: its master's process id
+/// means nothing here.
+fn through_docker(docker: Docker, container: String) -> ReloadSignal {
+    let docker = Arc::new(docker);
+    Arc::new(move |_| {
+        let (docker, container) = (Arc::clone(&docker), container.clone());
+        Box::pin(async move {
+            let sent = docker.signal(&container, "SIGUSR2").await;
+            sent.map_err(|error| format!("{error} (haproxy.reload_container)"))
+        })
+    })
 }
 
 /// Runs a server until `stop` is done. The database has been migrated before.

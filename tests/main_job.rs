@@ -41,12 +41,15 @@ async fn every_host_reaches_its_own_hoodie_and_no_other() {
     assert_eq!(list.matches(" running ").count(), 4, "{list}");
     let (code, routes, _) = haas.haas(&["routes"]).await;
     assert_eq!((code, routes.matches(" live ").count()), (0, 4), "{routes}");
-    let (code, config, _) = haas.haas(&["config"]).await;
-    assert_eq!(code, 0);
+    // Sections follow the routes within reload_min_interval.
+    support::eventually("every app has its section", Duration::from_secs(30), || async {
+        (haas.haas(&["config", "--diff"]).await.0 == 0).then_some(())
+    })
+    .await;
+    let (_, config, _) = haas.haas(&["config"]).await;
     for (_, hoodie) in &hoodies {
         assert!(config.contains(&format!("backend {}:", hoodie.host)), "{config}");
     }
-    assert_eq!(haas.haas(&["config", "--diff"]).await.0, 0);
     let (code, doctor, _) = haas.haas(&["doctor"]).await;
     assert_eq!(code, 0, "{doctor}");
     let (code, dry_run, _) = haas.haas(&["reconcile", "--once", "--dry-run"]).await;

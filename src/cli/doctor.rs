@@ -1,7 +1,6 @@
 //! `haas doctor`: looks at every part, and says what is wrong and what to do.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
@@ -218,6 +217,12 @@ async fn look_at_docker(config: &Config, live: &[Instance], findings: &mut Findi
         }
         Err(error) => findings.broken("image", error.to_string(), "see docker"),
     }
+    let reloaded = &config.haproxy.reload_container;
+    if !reloaded.is_empty()
+        && let Err(error) = world.containers.may_signal(reloaded).await
+    {
+        findings.broken("haproxy", error.to_string(), "haproxy.reload_container must name the container of HAProxy");
+    }
     for why in world.containers.engine_gaps().await.unwrap_or_default() {
         findings.warn("docker", why, "scripts/start-docker starts an engine without this gap");
     }
@@ -259,14 +264,21 @@ async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Find
         Ok(None) => findings.broken(
             "haproxy",
             "does not run, or not with our configuration",
-            format!("start it with haproxy -W -S {}", config.haproxy.master_socket.display()),
+            if config.haproxy.reload_container.is_empty() {
+                format!("start it with haproxy -W -S {}", config.haproxy.master_socket.display())
+            } else {
+                format!("`docker logs {}` says why", config.haproxy.reload_container)
+            },
         ),
         Err(error) => findings.broken("haproxy", error.to_string(), "haproxy.master_socket must be its -S socket"),
     }
     let workers = haproxy.workers().await.unwrap_or_default();
     let old = workers.iter().filter(|worker| !worker.current).count();
     if old > 0 {
-        let memory: u64 = workers.iter().filter(|worker| !worker.current).filter_map(|w| resident_mib(w.pid)).sum();
+        let mut memory = 0;
+        for worker in workers.iter().filter(|worker| !worker.current) {
+            memory += haproxy.memory_mib(worker).await.unwrap_or(0);
+        }
         let text = format!("{old} old worker(s) with {memory} MiB still serve streams");
         if old > OLD_WORKERS_MANY {
             findings.warn("haproxy", text, "haproxy.hard_stop_after bounds how long they stay");
@@ -274,12 +286,4 @@ async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Find
             findings.ok("haproxy", text);
         }
     }
-}
-
-/// Resident memory of a process (proc(5), `VmRSS`).
-fn resident_mib(pid: i32) -> Option<u64> {
-    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib / 1024)
 }

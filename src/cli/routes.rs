@@ -34,36 +34,34 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     let (live, _) = Manifest::new(&config).live().await?;
     let wanted = reconcile::routes(&live);
     let haproxy = Haproxy::new(Settings::from_config(&config));
-    // The map counts only while the running worker is of the generation that it was written with.
-    let candidate = haproxy.render_candidate(&wanted).await?;
-    let running = haproxy.running_generation().await.ok().flatten();
-    let cfg = std::fs::read_to_string(config.haproxy.dir.join("haproxy.cfg")).unwrap_or_default();
-    let in_force = running.is_some_and(|generation| cfg.contains(&generation) || candidate.generation() == generation);
-    let map = std::fs::read_to_string(config.haproxy.dir.join("routes.map")).unwrap_or_default();
-    let mut mapped: BTreeMap<&str, &str> = map
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.split_once(' '))
-        .filter(|_| in_force)
-        .collect();
+    // What HAProxy itself says, not what the file would make it say.
+    let mut running: BTreeMap<String, String> = haproxy.running_map().await.unwrap_or_default().into_iter().collect();
     let mut rows: Vec<Row> = Vec::new();
     for route in &wanted {
-        let target = format!("127.0.0.1:{}", route.port);
-        let standing = if mapped.remove(route.host.as_str()) == Some(&target) { "live" } else { "pending" };
-        rows.push(Row {
-            host: route.host.to_string(),
-            target,
-            container: Some(route.container.to_string()),
-            since: Some(route.since),
-            standing,
-        });
-    }
-    for (host, target) in mapped {
-        if !rows.iter().any(|row| row.host == host) {
-            let (host, target) = (host.to_owned(), target.to_owned());
-            rows.push(Row { host, target, container: None, since: None, standing: "stale" });
+        for host in route.hosts() {
+            let live = running.remove(host.as_str()) == Some(route.target());
+            rows.push(Row {
+                host: host.to_string(),
+                target: format!("127.0.0.1:{}", route.port),
+                container: Some(route.container.to_string()),
+                since: Some(route.since),
+                standing: if live { "live" } else { "pending" },
+            });
         }
     }
+    for (host, section) in running {
+        if !rows.iter().any(|row| row.host == host) {
+            let port = section.rsplit(':').next().unwrap_or_default();
+            rows.push(Row {
+                host,
+                target: format!("127.0.0.1:{port}"),
+                container: None,
+                since: None,
+                standing: "stale",
+            });
+        }
+    }
+    rows.sort_by(|a, b| a.host.cmp(&b.host));
     if arguments.json {
         say!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(Outcome::Done);

@@ -2,16 +2,31 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
+use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Global, Outcome, settings};
+use crate::containers::{InstanceKey, make_secret};
 use crate::manifest::{ManifestError, migrate};
 use crate::server;
 
 const RETRY: Duration = Duration::from_secs(2);
 
-pub(super) async fn run(global: &Global) -> anyhow::Result<Outcome> {
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Make the callers' secret and the instance key first, unless they are there
+    #[arg(long)]
+    make_secrets: bool,
+}
+
+pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let config = settings::standalone(global)?;
+    if arguments.make_secrets {
+        let secret = config.secrets.dir.join("provision.secret");
+        make_secret(&secret).with_context(|| secret.display().to_string())?;
+        InstanceKey::make(&server::instance_key_path(&config.secrets.dir))?;
+    }
     let url = &config.manifest.database_url;
     let mut stop = std::pin::pin!(stopped()?);
     // Services start in any order: a database that isn't up yet is waited for.

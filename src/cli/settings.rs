@@ -29,6 +29,7 @@ impl Started {
             ("manifest.database_url".to_owned(), Value::String(layout.database_url())),
             ("haproxy.dir".to_owned(), path(&layout.haproxy_dir())),
             ("haproxy.master_socket".to_owned(), path(&layout.master_socket())),
+            ("haproxy.reload_container".to_owned(), Value::String(String::new())),
             ("haproxy.stats_socket".to_owned(), path(&layout.stats_socket())),
             ("http.listen".to_owned(), Value::String(format!("unix:{}", layout.control_socket().display()))),
             ("secrets.dir".to_owned(), path(&layout.secrets_dir())),

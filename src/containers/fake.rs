@@ -31,6 +31,7 @@ pub struct FakeContainer {
 
 /// Everything there is.
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "what a test switches on and off, each on its own")]
 pub struct State {
     /// By name, as the engine has it.
     pub containers: BTreeMap<String, FakeContainer>,

@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 
@@ -33,6 +34,9 @@ use crate::instance::name::Hostname;
 const REPAIRED_SINGLY: usize = 64;
 /// What a worker takes as one command: its buffer has 16 KiB (`tune.bufsize`).
 const PAYLOAD: usize = 12 * 1024;
+
+/// How soon what is in doubt is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Which host leads to which section.
 pub(super) type Entries = BTreeMap<Hostname, String>;
@@ -101,10 +105,8 @@ impl Lane {
             steps.push(Entry { host, before, after: target.as_deref() });
             state.recent.insert(host.clone(), state.sequence);
         }
-        let written = match steps.iter().any(Entry::changes) {
-            true => write_map(&self.dir, &entries).await,
-            false => Ok(()),
-        };
+        let changes = steps.iter().any(Entry::changes);
+        let written = if changes { write_map(&self.dir, &entries).await } else { Ok(()) };
         state.entries = Some(entries);
         if let Err(error) = written {
             state.agreed.clear();
@@ -212,8 +214,19 @@ impl Lane {
         self.follow(master, state).await
     }
 
-    /// Brings every living worker's map in line with `entries`.
+    /// Brings every living worker's map in line with `entries`. Workers come and go meanwhile:
+    /// what is in doubt is looked at once more.
     async fn follow(&self, master: &Master, state: &mut State) -> Result<Following, HaproxyError> {
+        for _ in 0..2 {
+            if let Ok(known @ (Following::All | Following::Nobody)) = self.follow_once(master, state).await {
+                return Ok(known);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.follow_once(master, state).await
+    }
+
+    async fn follow_once(&self, master: &Master, state: &mut State) -> Result<Following, HaproxyError> {
         let Some(entries) = &state.entries else { return Ok(Following::InDoubt) };
         let Some(processes) = master.processes().await? else {
             state.agreed.clear();
@@ -221,15 +234,17 @@ impl Lane {
         };
         let living: HashSet<i32> = processes.workers.iter().map(|worker| worker.pid).collect();
         state.agreed.retain(|pid| living.contains(pid));
+        let mut repaired = false;
         for worker in &processes.workers {
             if state.agreed.contains(&worker.pid) {
                 continue;
             }
             match bring_in_line(master, worker, entries).await {
-                Ok(true) => {
+                Ok(InLine::No) => return Ok(Following::InDoubt),
+                Ok(line) => {
+                    repaired |= line == InLine::Repaired;
                     state.agreed.insert(worker.pid);
                 }
-                Ok(false) => return Ok(Following::InDoubt),
                 // One that gives no answer takes no request either, and is on its way out.
                 Err(error) if !worker.current => {
                     log::warn!("an old worker of HAProxy (process {}) is left alone: {error}", worker.pid);
@@ -237,7 +252,9 @@ impl Lane {
                 Err(error) => return Err(error),
             }
         }
-        self.faults.hit(Boundary::RunningMapChanged).await;
+        if repaired {
+            self.faults.hit(Boundary::RunningMapChanged).await;
+        }
         Ok(if processes.workers.is_empty() { Following::Nobody } else { Following::All })
     }
 }
@@ -278,10 +295,19 @@ impl Entry<'_> {
     }
 }
 
-/// Compares a worker's map, repairs it, and compares once more. A worker that has left is in line.
-async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> Result<bool, HaproxyError> {
-    let Some(present) = show_map(master, worker.pid).await? else { return Ok(!worker.current) };
-    let Some(steps) = difference(&present, entries) else { return Ok(true) };
+/// How a worker's map was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InLine {
+    Already,
+    Repaired,
+    No,
+}
+
+/// Compares a worker's map, repairs it, and compares once more. One that has left is in line.
+async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> Result<InLine, HaproxyError> {
+    let gone = if worker.current { InLine::No } else { InLine::Already };
+    let Some(present) = show_map(master, worker.pid).await? else { return Ok(gone) };
+    let Some(steps) = difference(&present, entries) else { return Ok(InLine::Already) };
     if worker.current && !present.is_empty() {
         log::info!("HAProxy's map differs from the manifest in {} entries; repairing it", steps.len());
     }
@@ -292,8 +318,8 @@ async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> R
     } else {
         replace_map(master, worker.pid, entries).await?;
     }
-    let Some(present) = show_map(master, worker.pid).await? else { return Ok(!worker.current) };
-    Ok(difference(&present, entries).is_none())
+    let Some(present) = show_map(master, worker.pid).await? else { return Ok(gone) };
+    Ok(if difference(&present, entries).is_none() { InLine::Repaired } else { InLine::No })
 }
 
 /// The entries of a worker's map, repeated ones included; none when the worker is not there.

@@ -6,12 +6,16 @@ use std::path::PathBuf;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::HaproxyError;
+use super::render::MAP;
 use super::socket::Socket;
 use crate::instance::name::Hostname;
 
 /// Where the master is asked.
 pub(super) struct Master {
     socket: Socket,
+    /// Whether HAProxy's process ids are of this namespace (`pid_namespaces(7)`). One of another's
+    /// may be a stranger's here.
+    own_pids: bool,
 }
 
 /// What the current worker says that it runs.
@@ -48,8 +52,8 @@ pub struct Worker {
 }
 
 impl Master {
-    pub(super) fn new(socket: PathBuf) -> Self {
-        Self { socket: Socket::new(socket) }
+    pub(super) fn new(socket: PathBuf, own_pids: bool) -> Self {
+        Self { socket: Socket::new(socket), own_pids }
     }
 
     /// What runs.
@@ -65,7 +69,7 @@ impl Master {
         let Some(answer) = self.ask("show proc").await? else { return Ok(None) };
         let mut processes =
             processes(&answer, Utc::now()).ok_or_else(|| self.socket.error(format!("no master in {answer:?}")))?;
-        for worker in &mut processes.workers {
+        for worker in processes.workers.iter_mut().filter(|_| self.own_pids) {
             // The uptime there is in whole seconds; the kernel knows better.
             if let Some(started) = started(worker.pid).await {
                 worker.started = started;
@@ -102,6 +106,16 @@ impl Master {
         (!told.is_empty()).then(|| told.join("\n"))
     }
 
+    /// Memory of a worker in MiB: what is resident, or where only HAProxy can be asked, what its
+    /// pools have allocated (management guide, `show info`: `PoolAlloc_MB`), which is less.
+    pub(super) async fn memory_mib(&self, pid: i32) -> Option<u64> {
+        if self.own_pids {
+            return resident_mib(pid).await;
+        }
+        let info = self.ask(&format!("@!{pid} show info")).await.ok()??;
+        pool_mib(&info)
+    }
+
     /// Whether a worker still takes connections (management guide, `show info`: `Stopping`).
     pub(super) async fn is_listening(&self, pid: i32) -> bool {
         match self.ask(&format!("@!{pid} show info")).await {
@@ -110,10 +124,16 @@ impl Master {
         }
     }
 
+    /// The current worker's map, as it shows it.
+    pub(super) async fn running_map(&self) -> Result<Option<String>, HaproxyError> {
+        self.ask(&format!("@1 show map {MAP}")).await
+    }
+
     /// Tells one worker something; none when the master, or that worker, is not there any more.
     pub(super) async fn tell(&self, pid: i32, command: &str) -> Result<Option<String>, HaproxyError> {
         let answer = self.ask(&format!("@!{pid} {command}")).await?;
-        Ok(answer.filter(|answer| !answer.starts_with("Can't find the target")))
+        // Every answer of a worker ends with an empty line; one that is just leaving gives none.
+        Ok(answer.filter(|answer| !answer.is_empty() && !answer.starts_with("Can't find the target")))
     }
 
     async fn ask(&self, command: &str) -> Result<Option<String>, HaproxyError> {
@@ -184,8 +204,22 @@ async fn started(pid: i32) -> Option<DateTime<Utc>> {
     Some(Utc::now() - TimeDelta::try_milliseconds(now - ticks * MILLISECONDS_A_TICK)?)
 }
 
+/// Resident memory of a process (proc(5), `VmRSS`).
+async fn resident_mib(pid: i32) -> Option<u64> {
+    let status = tokio::fs::read_to_string(format!("/proc/{pid}/status")).await.ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024)
+}
+
+fn pool_mib(info: &str) -> Option<u64> {
+    info.lines().find_map(|line| line.strip_prefix("PoolAlloc_MB:"))?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[test]
@@ -230,5 +264,37 @@ mod tests {
     async fn the_kernel_knows_when_a_process_started() {
         let age = Utc::now() - started(std::process::id().cast_signed()).await.unwrap();
         assert!(age >= TimeDelta::milliseconds(-50) && age < TimeDelta::hours(1), "{age}");
+    }
+
+    #[tokio::test]
+    async fn a_stranger_with_the_same_process_id_is_not_asked() {
+        use tokio::net::UnixListener;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("master.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        // A worker of another namespace, with the id of this very process.
+        let pid = std::process::id();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut question = String::new();
+                stream.read_to_string(&mut question).await.unwrap();
+                let answer = if question.contains("show info") {
+                    "Name: HAProxy\nPoolAlloc_MB: 7\nPoolUsed_MB: 5\n".to_owned()
+                } else {
+                    format!("1 master 0 [failed: 0] 9d00h00m00s 3.0\n# workers\n{pid} worker 0 9d00h00m00s 3.0\n")
+                };
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let pid = pid.cast_signed();
+        for (own_pids, days) in [(false, 9), (true, 0)] {
+            let master = Master::new(socket.clone(), own_pids);
+            let processes = master.processes().await.unwrap().unwrap();
+            assert_eq!((Utc::now() - processes.workers[0].started).num_days(), days, "own_pids: {own_pids}");
+        }
+        assert_eq!(Master::new(socket.clone(), false).memory_mib(pid).await, Some(7));
+        assert_eq!(Master::new(socket, true).memory_mib(pid).await, resident_mib(pid).await);
+        assert!(resident_mib(pid).await.is_some());
     }
 }

@@ -4,8 +4,10 @@
 //! section 4). A signal reports nothing back, and a file that can't be started leaves the old
 //! worker serving: so the worker is asked for its generation until it has the right one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::Instant;
@@ -16,6 +18,26 @@ use crate::failpoint::Boundary;
 
 /// Between two questions.
 const POLL: Duration = Duration::from_millis(5);
+
+/// Sends SIGUSR2 to HAProxy's master, which is given by its process id as HAProxy knows it. The
+/// error is the reason, for a person.
+pub type ReloadSignal = Arc<dyn Fn(i32) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// A signal to the process itself.
+pub(super) fn to_the_process() -> ReloadSignal {
+    Arc::new(|master| {
+        let sent = kill(Pid::from_raw(master), Signal::SIGUSR2).map_err(|error| format!("process {master}: {error}"));
+        Box::pin(std::future::ready(sent))
+    })
+}
+
+/// Where the master's process id is another namespace's: here it may be anyone's.
+pub(super) fn to_nobody(container: String) -> ReloadSignal {
+    Arc::new(move |_| {
+        let reason = format!("it runs in the container {container}, and only the server signals that");
+        Box::pin(std::future::ready(Err(reason)))
+    })
+}
 
 impl Haproxy {
     /// Signals the master and waits until the worker carries this generation. If none does, the
@@ -36,8 +58,8 @@ impl Haproxy {
         let Some(before) = self.master.processes().await? else {
             return Ok(Err("it went away before it could be told to reload".to_owned()));
         };
-        if let Err(error) = kill(Pid::from_raw(before.master), Signal::SIGUSR2) {
-            return Ok(Err(format!("the signal to its master, process {}: {error}", before.master)));
+        if let Err(reason) = (self.signal)(before.master).await {
+            return Ok(Err(format!("the signal to its master: {reason}")));
         }
         self.faults.hit(Boundary::HaproxySignalled).await;
         let mut last = String::new();

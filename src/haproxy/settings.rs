@@ -66,6 +66,9 @@ pub struct Settings {
     pub head_timeout: Duration,
     /// How long a reload may take.
     pub confirm_timeout: Duration,
+    /// The container that HAProxy runs in, if it is another one's: then its process ids mean
+    /// nothing here.
+    pub reload_container: Option<String>,
 }
 
 impl Settings {
@@ -107,6 +110,7 @@ impl Settings {
             body_max: u64::from(haproxy.body_max_mib) * 1024 * 1024,
             head_timeout: haproxy.head_timeout,
             confirm_timeout: haproxy.confirm_timeout,
+            reload_container: (!haproxy.reload_container.is_empty()).then(|| haproxy.reload_container.clone()),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A real HAProxy in a folder of its own, apps that are a few lines of TCP, and a client that
 //! sees every byte. All of it on loopback.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::net::TcpListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,7 @@ impl Rig {
             body_max: 16 * 1024 * 1024,
             head_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(10),
+            reload_container: None,
         };
         Self { folder, settings, port, child: None }
     }
@@ -141,6 +143,20 @@ impl Rig {
         }
         let _ = child.kill();
         let _ = child.wait();
+    }
+
+    /// The master's process id.
+    pub fn master(&self) -> i32 {
+        self.child.as_ref().unwrap().id().cast_signed()
+    }
+
+    /// A command at the worker's own socket, as an administrator would type it.
+    pub async fn tell(&self, command: &str) -> String {
+        let mut stream = tokio::net::UnixStream::connect(&self.settings.stats_socket).await.unwrap();
+        stream.write_all(format!("{command}\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     pub fn log(&self) -> String {
@@ -223,12 +239,49 @@ async fn serve(name: &str, stream: TcpStream) -> Option<()> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+        if path.starts_with("/count") {
+            let answer = match take_body(&mut stream, &head).await {
+                Some(bytes) => format!("{name} took {bytes}"),
+                None => return None,
+            };
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+            stream.write_all(answer.as_bytes()).await.ok()?;
+            continue;
+        }
         if path.starts_with("/slow") {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         let body = format!("{name}\n{head}");
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         stream.write_all(answer.as_bytes()).await.ok()?;
+    }
+}
+
+/// Reads a body of either form; how long it was.
+async fn take_body(stream: &mut BufReader<TcpStream>, of: &str) -> Option<usize> {
+    let mut taken = 0;
+    let mut bytes = vec![0; 64 * 1024];
+    if header(of, "transfer-encoding").is_none() {
+        let length: usize = header(of, "content-length").map_or(Some(0), |length| length.parse().ok())?;
+        while taken < length {
+            let room = bytes.len().min(length - taken);
+            match stream.read(&mut bytes[..room]).await.ok()? {
+                0 => return None,
+                read => taken += read,
+            }
+        }
+        return Some(taken);
+    }
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.ok()?;
+        let length = usize::from_str_radix(line.trim(), 16).ok()?;
+        bytes.resize(length + 2, 0);
+        stream.read_exact(&mut bytes).await.ok()?;
+        if length == 0 {
+            return Some(taken);
+        }
+        taken += length;
     }
 }
 
@@ -288,6 +341,12 @@ impl Client {
 
     pub async fn send(&mut self, text: &str) {
         self.0.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// Whether it could still be sent; the other side may have had enough.
+    pub async fn try_send(&mut self, text: &str) -> bool {
+        let sending = self.0.write_all(text.as_bytes());
+        matches!(tokio::time::timeout(Duration::from_secs(5), sending).await, Ok(Ok(())))
     }
 
     /// A whole answer with a Content-Length.

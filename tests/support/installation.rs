@@ -270,18 +270,24 @@ impl Drop for Installation {
             eprintln!("haas down: {}", String::from_utf8_lossy(&output.stderr));
         }
         // What even that has left: volumes always, containers if it failed.
-        let Some(id) = &self.id else { return };
-        let label = format!("label=haas.installation={id}");
-        for (list, remove) in [
-            (vec!["ps", "-aq", "--filter"], vec!["rm", "-f"]),
-            (vec!["volume", "ls", "-q", "--filter"], vec!["volume", "rm", "-f"]),
-            (vec!["network", "ls", "-q", "--filter"], vec!["network", "rm"]),
-        ] {
-            let Ok(found) = Command::new("docker").args(&list).arg(&label).output() else { continue };
-            let found = String::from_utf8_lossy(&found.stdout).into_owned();
-            if !found.trim().is_empty() {
-                Command::new("docker").args(&remove).args(found.split_whitespace()).output().ok();
-            }
+        if let Some(id) = &self.id {
+            remove_all_of(id);
+        }
+    }
+}
+
+/// Whatever carries the installation's label: containers, volumes, the network.
+pub fn remove_all_of(installation: &str) {
+    let label = format!("label=haas.installation={installation}");
+    for (list, remove) in [
+        (vec!["ps", "-aq", "--filter"], vec!["rm", "-f"]),
+        (vec!["volume", "ls", "-q", "--filter"], vec!["volume", "rm", "-f"]),
+        (vec!["network", "ls", "-q", "--filter"], vec!["network", "rm"]),
+    ] {
+        let Ok(found) = Command::new("docker").args(&list).arg(&label).output() else { continue };
+        let found = String::from_utf8_lossy(&found.stdout).into_owned();
+        if !found.trim().is_empty() {
+            Command::new("docker").args(&remove).args(found.split_whitespace()).output().ok();
         }
     }
 }
