@@ -1,6 +1,6 @@
 //! Requests a second through our configuration, against configurations written by hand for the
 //! same apps: one that only routes, and one that does the same at the door as ours. All three
-//! HAProxys run; wrk asks them in turns.
+//! run at the same time, and wrk asks them in turns.
 //!
 //! `cargo bench --bench throughput -- [--full]`
 
@@ -119,7 +119,7 @@ impl Bench {
                 let which = (round + if round % 2 == 0 { turn } else { 3 - turn }) % 3;
                 let before = all[which].cpu()?;
                 let run = wrk.run(self.scheme, all[which].port, seconds).await?;
-                runs[which] = Some((run, all[which].cpu()? - before));
+                runs[which] = Some((run, all[which].cpu()?.saturating_sub(before)));
             }
             let [Some(ours), Some(plain), Some(door)] = runs else { anyhow::bail!("a round without a run") };
             compared.take(ours, plain, door);
