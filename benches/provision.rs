@@ -48,6 +48,7 @@ async fn measure(count: u16) -> Result<()> {
 
 async fn compare(installation: &Installation, first_port: u16, count: u16) -> Result<f64> {
     let baseline = Baseline::start(&installation.word, first_port).await?;
+    haas::tls::use_ring();
     let client = Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(Duration::from_secs(2)).build()?;
 
     let (mut pairs, mut phases) = (Pairs::default(), Phases::default());

@@ -9,10 +9,12 @@ macro_rules! say {
 mod config;
 mod doctor;
 mod down;
+mod host;
 mod instances;
 mod intent;
 mod output;
 mod reconcile;
+mod rehost;
 mod routes;
 mod serve;
 mod settings;
@@ -65,6 +67,11 @@ enum Command {
     List(instances::List),
     /// Show one instance: its state, its latest events, its last log lines if it failed
     Show(instances::Show),
+    /// Give an instance a custom domain, or take it away
+    #[command(subcommand)]
+    Host(host::Host),
+    /// Make every host the one that the domain and the pattern give, after they were changed
+    Rehost(rehost::Arguments),
     /// Show which host leads where, by the manifest, the files, and HAProxy itself
     Routes(routes::Arguments),
     /// Print the generated haproxy.cfg, or the settings
@@ -126,6 +133,8 @@ impl Cli {
             Command::Deprovision(arguments) => intent::deprovision(&global, &arguments).await,
             Command::List(arguments) => instances::list(&global, &arguments).await,
             Command::Show(arguments) => instances::show(&global, &arguments).await,
+            Command::Host(arguments) => host::run(&global, &arguments).await,
+            Command::Rehost(arguments) => rehost::run(&global, &arguments).await,
             Command::Routes(arguments) => routes::run(&global, &arguments).await,
             Command::Config(arguments) => config::run(&global, &arguments).await,
             Command::Reconcile(arguments) => reconcile::run(&global, &arguments).await,

@@ -177,8 +177,9 @@ settings! {
     }
     /// Certificates for haproxy.https_bind.
     tls: Tls {
-        /// The folder: certs/*.pem, each with a certificate, its chain and its key; ca.pem and
-        /// ca.key of a local CA.
+        /// The folder. certs/*.pem are yours: each with a certificate, its chain and its key;
+        /// watched for changes. live/ is what HAProxy loads: checked copies of them, written by
+        /// Haas. ca.pem and ca.key are the local CA's.
         dir: PathBuf = "\"/etc/haas/tls\"",
         /// Certificates come from a CA of this installation's own. `haas up` sets it.
         local_ca: bool = "false",

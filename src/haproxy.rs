@@ -21,13 +21,16 @@
 //!   a new generation passes the check but no worker comes up with it, so that HAProxy can be
 //!   restarted at any time.
 
+mod certs;
 mod check;
 mod files;
 mod lane;
 mod master;
+mod probe;
 mod publish;
 mod reload;
 mod render;
+mod routes;
 mod settings;
 mod socket;
 
@@ -43,138 +46,18 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::failpoint::Faults;
-use crate::instance::name::{ContainerName, Hostname};
+use crate::instance::name::Hostname;
+pub use certs::Certificates;
+use certs::Certs;
 pub use check::CheckedConfig;
 use lane::Lane;
 pub use master::Worker;
 use master::{Master, Running};
+use probe::Probe;
 pub use reload::ReloadSignal;
 pub use render::Candidate;
+pub use routes::{Moment, Route, RouteChange, Routes};
 pub use settings::Settings;
-
-/// One app's way: its host, and the loopback port that its container is published on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// What end users ask for; names the section, too.
-    pub host: Hostname,
-    /// Further hosts that lead to the same app.
-    pub extra_hosts: Vec<Hostname>,
-    /// Where it answers, on 127.0.0.1.
-    pub port: u16,
-    /// Whose it is; for people who read haproxy.cfg.
-    pub container: ContainerName,
-    /// Since when it is ready; for people who read haproxy.cfg.
-    pub since: DateTime<Utc>,
-}
-
-impl Route {
-    /// What the map has for its hosts: the name of its section.
-    #[must_use]
-    pub fn target(&self) -> String {
-        format!("{}:{}", self.host, self.port)
-    }
-
-    /// Every host that leads to it.
-    pub fn hosts(&self) -> impl Iterator<Item = &Hostname> {
-        std::iter::once(&self.host).chain(&self.extra_hosts)
-    }
-}
-
-/// A change of where one app's hosts lead, for the live lane.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RouteChange {
-    /// The route is to be there.
-    Set(Route),
-    /// These hosts are to lead nowhere.
-    Unset(Vec<Hostname>),
-}
-
-impl RouteChange {
-    /// The hosts that it is about.
-    fn hosts(&self) -> Vec<&Hostname> {
-        match self {
-            Self::Set(route) => route.hosts().collect(),
-            Self::Unset(hosts) => hosts.iter().collect(),
-        }
-    }
-
-    /// The section that they are to lead to; none for nowhere.
-    fn target(&self) -> Option<String> {
-        match self {
-            Self::Set(route) => Some(route.target()),
-            Self::Unset(_) => None,
-        }
-    }
-}
-
-/// A moment in the order of changes; see [`Proxy::publish`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Moment(pub(crate) u64);
-
-/// Routes, sorted by host, one for each: equal sets render to equal bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Routes(Vec<Route>);
-
-impl Routes {
-    /// Sorts them. Of several with the same host the last one stays; the manifest lets none of
-    /// them come about.
-    #[must_use]
-    pub fn new(routes: impl IntoIterator<Item = Route>) -> Self {
-        let sorted: BTreeMap<Hostname, Route> = routes.into_iter().map(|route| (route.host.clone(), route)).collect();
-        Self(sorted.into_values().collect())
-    }
-
-    /// In the order of their hosts.
-    pub fn iter(&self) -> std::slice::Iter<'_, Route> {
-        self.0.iter()
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Puts a route in, in place of one with the same host.
-    pub fn insert(&mut self, route: Route) {
-        match self.0.binary_search_by(|present| present.host.cmp(&route.host)) {
-            Ok(at) => self.0[at] = route,
-            Err(at) => self.0.insert(at, route),
-        }
-    }
-
-    /// Takes a route out.
-    pub fn remove(&mut self, host: &Hostname) {
-        if let Ok(at) = self.0.binary_search_by(|present| present.host.cmp(host)) {
-            self.0.remove(at);
-        }
-    }
-
-    /// Which host leads to which section, further hosts included.
-    pub(crate) fn entries(&self) -> BTreeMap<Hostname, String> {
-        self.0.iter().flat_map(|route| route.hosts().map(|host| (host.clone(), route.target()))).collect()
-    }
-
-    /// Whether this host is routed to this port.
-    #[must_use]
-    pub fn contains(&self, host: &Hostname, port: u16) -> bool {
-        self.0.binary_search_by(|route| route.host.cmp(host)).is_ok_and(|at| self.0[at].port == port)
-    }
-}
-
-impl<'a> IntoIterator for &'a Routes {
-    type Item = &'a Route;
-    type IntoIter = std::slice::Iter<'a, Route>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
 
 /// What a publication came to.
 #[derive(Debug, Clone, PartialEq)]
@@ -186,6 +69,8 @@ pub struct Publication {
     /// When a reload will give new apps their sections, or bring in what else has changed in
     /// haproxy.cfg; none when the running worker has all of it. Publish again then.
     pub reload_due: Option<Instant>,
+    /// What is wrong with certificates; the routes are as they should be all the same.
+    pub trouble: Option<String>,
 }
 
 /// Whether what was published is in use.
@@ -287,12 +172,12 @@ pub trait Proxy: Send + Sync + 'static {
     /// [`HaproxyError::Io`] when routes.map can't be written.
     fn change(&self, change: &RouteChange) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
 
-    /// Whether a request or stream towards this route is still under way in any living worker,
-    /// old or new. No when HAProxy is down.
+    /// Whether a request or stream towards this port is still under way in any living worker, old
+    /// or new. No when HAProxy is down.
     ///
     /// # Errors
     /// [`HaproxyError::Socket`] when the master answers with something else.
-    fn busy(&self, host: &Hostname, port: u16) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
+    fn busy(&self, port: u16) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
 
     /// When the oldest worker started of those that a reload has told to leave; none when there
     /// is none. Such a worker keeps the routes that it was started with: a port that was unrouted
@@ -318,8 +203,9 @@ pub struct Haproxy {
     master: Master,
     lane: Lane,
     signal: ReloadSignal,
+    certs: Certs,
     faults: Faults,
-    http: reqwest::Client,
+    probe: Probe,
     /// Held for a whole publication: they never overlap.
     publishing: Mutex<Memory>,
 }
@@ -333,6 +219,8 @@ struct Memory {
     reloaded: Option<(Instant, String)>,
     /// When the workers' maps were last compared.
     compared: Option<Instant>,
+    /// When HAProxy was last reloaded for certificates alone.
+    reloaded_for_certificates: Option<Instant>,
 }
 
 impl Haproxy {
@@ -341,14 +229,9 @@ impl Haproxy {
     pub fn new(settings: Settings) -> Self {
         let master = Master::new(settings.master_socket.clone(), settings.reload_container.is_none());
         let signal = settings.reload_container.clone().map_or_else(reload::to_the_process, reload::to_nobody);
-        let http = reqwest::Client::builder()
-            .timeout(Duration::from_secs(2))
-            .pool_max_idle_per_host(0)
-            .no_proxy()
-            .build()
-            .unwrap_or_else(|error| unreachable!("a client without TLS has nothing to load: {error}"));
-        let lane = Lane::new(settings.dir.clone(), settings.stats_socket.clone(), Faults::default());
-        Self { settings, master, lane, signal, faults: Faults::default(), http, publishing: Mutex::default() }
+        let lane = Lane::new(&settings, Faults::default());
+        let (certs, probe) = (Certs::new(&settings), Probe::new(&settings));
+        Self { settings, master, lane, signal, certs, faults: Faults::default(), probe, publishing: Mutex::default() }
     }
 
     /// With another way to signal the master than a signal to its process.
@@ -409,6 +292,33 @@ impl Haproxy {
         Ok(self.master.running_map().await?.map(|answer| lane::parse_map(&answer)).unwrap_or_default())
     }
 
+    /// In how many entries the running worker's map differs from these routes; none when HAProxy
+    /// is down.
+    ///
+    /// # Errors
+    /// [`HaproxyError::Socket`].
+    pub async fn map_differences(&self, routes: &Routes) -> Result<Option<usize>, HaproxyError> {
+        let answer = self.master.running_map().await?;
+        Ok(answer.map(|answer| {
+            let wanted: BTreeMap<String, String> = routes
+                .entries(&self.settings.domain)
+                .into_iter()
+                .map(|(host, target)| (host.to_string(), target))
+                .collect();
+            let present: BTreeMap<String, String> = lane::parse_map(&answer).into_iter().collect();
+            let changed = wanted.iter().filter(|(host, target)| present.get(*host) != Some(target)).count();
+            changed + present.keys().filter(|host| !wanted.contains_key(*host)).count()
+        }))
+    }
+
+    /// The certificates, for a person to read. Changes nothing.
+    ///
+    /// # Errors
+    /// [`HaproxyError`] when they, or HAProxy, can't be looked at.
+    pub async fn certificates(&self) -> Result<Certificates, HaproxyError> {
+        self.certs.report(&self.master).await
+    }
+
     /// Every living worker, the current one first; empty when HAProxy is down.
     ///
     /// # Errors
@@ -423,7 +333,8 @@ impl Haproxy {
     }
 
     async fn rendered(&self, memory: &mut Memory, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {
-        let template = render::template(&self.settings).await?;
+        let before = memory.rendered.as_ref().map(|(_, template, _)| template.as_str());
+        let template = render::settled_template(&self.settings, before).await?;
         if let Some((of_routes, of_template, candidate)) = &memory.rendered
             && of_routes == routes
             && *of_template == template
@@ -440,12 +351,24 @@ impl Haproxy {
 impl Proxy for Haproxy {
     async fn publish(&self, routes: &Routes, read: Moment) -> Result<Publication, HaproxyError> {
         let mut memory = self.publishing.lock().await;
-        let candidate = self.rendered(&mut memory, routes).await?;
-        if self.settings.live_routes {
-            self.publish_live(&mut memory, &candidate, routes, read).await
-        } else {
-            self.publish_by_reload(&candidate).await
-        }
+        // The folder first: a worker that starts loads it. Certificates are no reason to leave
+        // routes as they are, nor the other way round.
+        let settled = self.certs.settle(routes).await;
+        let published = async {
+            let candidate = self.rendered(&mut memory, routes).await?;
+            if self.settings.live_routes {
+                self.publish_live(&mut memory, &candidate, routes, read).await
+            } else {
+                self.publish_by_reload(&candidate).await
+            }
+        };
+        let published = published.await;
+        let in_force = self.certificates_in_force(&mut memory, routes).await;
+        let trouble = settled.and(in_force).err();
+        published.map(|publication| Publication {
+            trouble: trouble.map(|why| format!("certificates: {why}")),
+            ..publication
+        })
     }
 
     async fn now(&self) -> Moment {
@@ -456,12 +379,17 @@ impl Proxy for Haproxy {
         if !self.settings.live_routes {
             return Ok(false);
         }
-        self.lane.change(&self.master, change).await
+        // Whoever is told of an app may come at once.
+        let covered = match change {
+            RouteChange::Set(route) => self.certs.cover(&self.master, route).await,
+            RouteChange::Unset(_) => true,
+        };
+        Ok(self.lane.change(&self.master, change).await? && covered)
     }
 
-    async fn busy(&self, host: &Hostname, port: u16) -> Result<bool, HaproxyError> {
+    async fn busy(&self, port: u16) -> Result<bool, HaproxyError> {
         for worker in self.workers().await? {
-            if self.master.has_stream(worker.pid, host, port).await? {
+            if self.master.has_stream(worker.pid, port).await? {
                 return Ok(true);
             }
         }
@@ -473,10 +401,7 @@ impl Proxy for Haproxy {
     }
 
     async fn answers(&self, host: &Hostname) -> bool {
-        let scheme = if self.settings.https_bind.is_empty() { "http" } else { "https" };
-        let url = format!("{scheme}://{}/hoodie/", self.settings.local_address());
-        let answer = self.http.get(url).header(reqwest::header::HOST, host.as_str()).send().await;
-        answer.is_ok_and(|answer| answer.status() == reqwest::StatusCode::OK)
+        self.probe.answers(host).await
     }
 
     async fn health(&self) -> Result<(), HaproxyError> {

@@ -7,6 +7,7 @@
 mod auth;
 mod body;
 mod health;
+mod hosts;
 mod instances;
 mod openapi;
 mod problem;
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use actix_web::dev::{Server, Service, ServiceResponse};
 use actix_web::guard::GuardContext;
-use actix_web::{App, HttpRequest, HttpServer, web};
+use actix_web::{App, HttpServer, web};
 
 use crate::config::{Config, Listen, Public};
 use crate::failpoint::Faults;
@@ -138,13 +139,14 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
             .service(
                 web::scope("")
                     .guard(actix_web::guard::fn_guard(control_host))
-                    .service(resource("/provision").route(web::post().to(provision::provision)))
-                    .service(resource("/deprovision").route(web::post().to(provision::deprovision)))
-                    .service(resource("/instances").route(web::get().to(instances::list)))
-                    .service(resource("/instances/{username}/{appname}").route(web::get().to(instances::show)))
-                    .service(resource("/healthz").route(web::get().to(health::healthz)))
-                    .service(resource("/readyz").route(web::get().to(health::readyz)))
-                    .service(resource("/openapi.json").route(web::get().to(openapi::openapi)))
+                    .service(resource("/provision", "POST").route(web::post().to(provision::provision)))
+                    .service(resource("/deprovision", "POST").route(web::post().to(provision::deprovision)))
+                    .service(resource("/instances", "GET").route(web::get().to(instances::list)))
+                    .service(resource("/instances/{username}/{appname}", "GET").route(web::get().to(instances::show)))
+                    .service(resource("/instances/{username}/{appname}/hosts", "PUT").route(web::put().to(hosts::put)))
+                    .service(resource("/healthz", "GET").route(web::get().to(health::healthz)))
+                    .service(resource("/readyz", "GET").route(web::get().to(health::readyz)))
+                    .service(resource("/openapi.json", "GET").route(web::get().to(openapi::openapi)))
                     .default_service(web::to(no_such_path)),
             )
             .default_service(web::to(unrouted::unrouted))
@@ -161,17 +163,13 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
     Ok(server.run())
 }
 
-fn resource(path: &str) -> actix_web::Resource {
-    web::resource(path).default_service(web::to(method_not_allowed))
+/// A path that takes one method; whoever tries another one is told which (RFC 9110, section 15.5.6).
+fn resource(path: &str, allow: &'static str) -> actix_web::Resource {
+    web::resource(path).default_service(web::to(move || async move { Problem::MethodNotAllowed { allow } }))
 }
 
 async fn no_such_path() -> Problem {
     Problem::NoSuchPath
-}
-
-async fn method_not_allowed(request: HttpRequest) -> Problem {
-    let allow = if request.path().ends_with("provision") { "POST" } else { "GET" };
-    Problem::MethodNotAllowed { allow }
 }
 
 /// The host that a request is for, without port and trailing dot, in lower case.

@@ -1,5 +1,6 @@
 //! The domain, pure: what an instance is, what it should be, and how far it has come.
 
+pub mod hosts;
 pub mod name;
 pub mod plan;
 
@@ -22,8 +23,10 @@ pub struct Instance {
     pub appname: AppName,
     /// Where the owner gets mail.
     pub email: Email,
-    /// The host that HAProxy routes to it.
+    /// The host that HAProxy routes to it, by the pattern.
     pub host: Hostname,
+    /// Custom domains that lead to it, too.
+    pub extra_hosts: Vec<Hostname>,
     /// The Docker name, `<username>-<app>`.
     pub container: ContainerName,
     /// The loopback port that is published for it; none once it is deleted.
@@ -201,6 +204,17 @@ impl Instance {
             && matches!(self.phase, Phase::Ready | Phase::Running | Phase::Restarting)
     }
 
+    /// Every host that leads to it.
+    pub fn hosts(&self) -> impl Iterator<Item = &Hostname> {
+        std::iter::once(&self.host).chain(&self.extra_hosts)
+    }
+
+    /// Whether it is more than a tombstone: then its names are its own.
+    #[must_use]
+    pub fn live(&self) -> bool {
+        self.phase != Phase::Deleted
+    }
+
     /// The Docker volume with its data. Named after the id alone: a name that another user
     /// comes to hold later never leads to this data.
     #[must_use]
@@ -222,6 +236,7 @@ impl Instance {
             appname,
             email: Email::parse("alice@example.com").unwrap(),
             host: Hostname::parse("notes.alice.haas.localhost").unwrap(),
+            extra_hosts: Vec::new(),
             port: Some(5521),
             desired: Desired::Running,
             phase: Phase::Pending,

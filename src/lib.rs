@@ -18,6 +18,7 @@
 //! | [`reconcile`] | the one loop that makes the world agree with the manifest; all side effects start there |
 //! | [`containers`] | Docker: observe, ensure, remove |
 //! | [`haproxy`] | render, check, swap, signal, confirm |
+//! | [`tls`] | certificates: the local CA, what the operator gives, what HAProxy may load |
 //! | [`watch`] | events from outside, turned into nudges |
 //! | [`server`] | puts the rooms together |
 //! | [`embedded`] | the Postgres and HAProxy that `haas up` runs beside the server |
@@ -37,4 +38,5 @@ pub mod instance;
 pub mod manifest;
 pub mod reconcile;
 pub mod server;
+pub mod tls;
 pub mod watch;

@@ -4,7 +4,7 @@
 //!
 //! | columns | written by | how |
 //! |---|---|---|
-//! | names, email, host, `desired`, `generation` | handlers and commands | one transaction under the intent lock ([`intents`](self)) |
+//! | names, email, host, `extra_hosts`, `desired`, `generation` | handlers and commands | one transaction under the intent lock (`intents`, `hosts`) |
 //! | `phase` and all that was observed | the reconciler | compare-and-set on (id, generation, phase) |
 //! | `port` | both: taken with the intent, moved or given back by the reconciler | in the same transaction as its cause |
 //!
@@ -12,6 +12,7 @@
 //! acting reconciler hears of it.
 
 mod events;
+mod hosts;
 mod intents;
 mod leader;
 mod migrations;
@@ -31,8 +32,10 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::config::{Config, PortRange};
+use crate::instance::hosts::EXTRA_HOSTS_MAX;
 use crate::instance::name::{ContainerName, HostPattern, Hostname};
 
+pub use hosts::Rehosted;
 pub use intents::{NewInstance, Provisioned};
 pub use leader::{Leader, Nudge, watch};
 pub use migrations::migrate;
@@ -64,6 +67,9 @@ pub enum ManifestError {
     /// The name parts are legal each, but make a host that is too long.
     #[error("the host name would be too long")]
     HostTooLong,
+    /// More custom domains than one instance may have.
+    #[error("an instance has at most {EXTRA_HOSTS_MAX} extra hosts")]
+    TooManyHosts,
     /// Every port of the range is taken or withheld.
     #[error("no port is free")]
     NoFreePort,
@@ -179,6 +185,14 @@ impl Manifest {
         &self,
         work: impl AsyncFnOnce(&mut AsyncPgConnection) -> Result<T, ManifestError>,
     ) -> Result<T, ManifestError> {
+        self.run_within(self.timeout, work).await
+    }
+
+    async fn run_within<T>(
+        &self,
+        limit: Duration,
+        work: impl AsyncFnOnce(&mut AsyncPgConnection) -> Result<T, ManifestError>,
+    ) -> Result<T, ManifestError> {
         let unavailable = |why: String| ManifestError::Unavailable(why);
         let within = async {
             let conn = self.pool.get().await.map_err(|error| unavailable(error.to_string()))?;
@@ -190,9 +204,9 @@ impl Manifest {
             }
             outcome
         };
-        tokio::time::timeout(self.timeout, within)
+        tokio::time::timeout(limit, within)
             .await
-            .unwrap_or_else(|_| Err(unavailable(format!("no answer within {:?}", self.timeout))))
+            .unwrap_or_else(|_| Err(unavailable(format!("no answer within {limit:?}"))))
     }
 
     /// The installation's id, which containers carry as a label.

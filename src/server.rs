@@ -107,6 +107,9 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
     let events = watch::container_events(world, nudges.clone());
     background.spawn(async move { match events.await {} });
     background.spawn(watch_secrets(config.secrets.dir.clone(), secrets));
+    if !config.haproxy.https_bind.is_empty() {
+        background.spawn(watch_certificates(config.tls.dir.join("certs"), nudges.clone()));
+    }
     if !config.haproxy.template.as_os_str().is_empty() {
         background.spawn(watch_template(config.haproxy.template.clone(), nudges));
     }
@@ -131,6 +134,15 @@ async fn watch_secrets(dir: PathBuf, secrets: Secrets) {
     };
     let Err(error) = watch::folder(&dir, None, reload).await;
     log::error!("{} is not watched: a rotated secret needs a restart: {error}", dir.display());
+    std::future::pending::<()>().await;
+}
+
+async fn watch_certificates(dir: PathBuf, nudges: Nudges) {
+    if let Err(error) = std::fs::create_dir_all(&dir) {
+        log::warn!("{}: {error}", dir.display());
+    }
+    let Err(error) = watch::folder(&dir, None, || nudges.nudge_haproxy()).await;
+    log::error!("{} is not watched: a new certificate is seen within reconcile.period: {error}", dir.display());
     std::future::pending::<()>().await;
 }
 

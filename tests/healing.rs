@@ -90,6 +90,9 @@ async fn a_hoodie_that_crashes_is_back_without_a_reload() {
     let haas = Installation::up().await;
     let alice = haas.provision("alice", "notes").await;
     alice.sign_up("carol").await;
+    // Its section comes with a reload of its own.
+    eventually("it has its section", LIMIT, || async { (haas.haas(&["config", "--diff"]).await.0 == 0).then_some(()) })
+        .await;
     let generation = |text: &str| text.lines().find(|line| line.contains("haas_generation")).map(str::to_owned);
     let before = generation(&haas.haas(&["config"]).await.1);
     let pid = docker(&["inspect", "-f", "{{.State.Pid}}", &haas.container("alice", "notes")]).await;

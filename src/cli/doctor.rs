@@ -1,5 +1,7 @@
 //! `haas doctor`: looks at every part, and says what is wrong and what to do.
 
+mod certificates;
+
 use std::os::unix::fs::PermissionsExt;
 
 use clap::Args;
@@ -10,6 +12,7 @@ use crate::config::Config;
 use crate::containers::{Containers, ContainersError};
 use crate::failpoint::Faults;
 use crate::haproxy::{Haproxy, Settings};
+use crate::instance::hosts::rehost;
 use crate::instance::{Instance, Phase};
 use crate::manifest::Manifest;
 use crate::reconcile;
@@ -19,8 +22,6 @@ use crate::server;
 const EPHEMERAL_FIRST: u16 = 32768;
 /// Ports left, in percent, below which it is time to think.
 const PORTS_LOW: usize = 10;
-/// Old workers past which their memory adds up.
-const OLD_WORKERS_MANY: usize = 8;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -79,9 +80,11 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             }
             look_at_server(&manifest, &mut findings).await;
             look_at_instances(&live, &mut findings);
+            look_at_hosts(&config, &live, &mut findings);
             look_at_ports(&manifest, &mut findings).await;
             look_at_docker(&config, &live, &mut findings).await;
             look_at_haproxy(&config, &live, &mut findings).await;
+            certificates::look(&config, &live, &mut findings).await;
         }
         Err(error) => {
             findings.broken("postgres", error.to_string(), "start it: `haas up`, or the service that runs it");
@@ -172,6 +175,22 @@ fn look_at_instances(live: &[Instance], findings: &mut Findings) {
     }
 }
 
+fn look_at_hosts(config: &Config, live: &[Instance], findings: &mut Findings) {
+    match rehost(live, config.installation.host_pattern, &config.installation.domain) {
+        Ok(moves) if moves.is_empty() => {}
+        Ok(moves) => findings.warn(
+            "hosts",
+            format!("{} app(s) have hosts that the domain and the pattern don't give", moves.len()),
+            "`haas rehost` rewrites them; with --dry-run it only shows them",
+        ),
+        Err(obstacles) => {
+            for obstacle in obstacles {
+                findings.warn("hosts", obstacle.to_string(), "`haas rehost` can't rewrite hosts until then");
+            }
+        }
+    }
+}
+
 async fn look_at_ports(manifest: &Manifest, findings: &mut Findings) {
     match manifest.port_use().await {
         Ok(usage) => {
@@ -258,7 +277,7 @@ async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Find
         Ok(Some(running)) if checked => findings.warn(
             "haproxy",
             format!("runs generation {running}, the manifest asks for {}", candidate.generation()),
-            "the server publishes it within reconcile.period; `haas config --diff` shows the difference",
+            "sections follow the routes within haproxy.reload_min_interval; `haas config --diff` shows the difference",
         ),
         Ok(Some(running)) => findings.warn("haproxy", format!("still runs generation {running}"), "see above"),
         Ok(None) => findings.broken(
@@ -272,6 +291,15 @@ async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Find
         ),
         Err(error) => findings.broken("haproxy", error.to_string(), "haproxy.master_socket must be its -S socket"),
     }
+    match haproxy.map_differences(&routes).await {
+        Ok(Some(0)) => findings.ok("haproxy", format!("routes as the manifest says: {} apps", routes.len())),
+        Ok(Some(count)) => {
+            let text = format!("its map differs from the manifest in {count} entries");
+            findings.warn("haproxy", text, "it is repaired within reconcile.period; `haas routes` shows which");
+        }
+        // That it does not run stands above.
+        Ok(None) | Err(_) => {}
+    }
     let workers = haproxy.workers().await.unwrap_or_default();
     let old = workers.iter().filter(|worker| !worker.current).count();
     if old > 0 {
@@ -280,8 +308,9 @@ async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Find
             memory += haproxy.memory_mib(worker).await.unwrap_or(0);
         }
         let text = format!("{old} old worker(s) with {memory} MiB still serve streams");
-        if old > OLD_WORKERS_MANY {
-            findings.warn("haproxy", text, "haproxy.hard_stop_after bounds how long they stay");
+        if old >= config.haproxy.old_workers_max {
+            let advice = "new apps wait for their sections; haproxy.hard_stop_after bounds how long they stay";
+            findings.warn("haproxy", text, advice);
         } else {
             findings.ok("haproxy", text);
         }

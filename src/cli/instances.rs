@@ -104,6 +104,8 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
     say!("{} of {}: {} ({} for {})", view.appname, view.username, view.state, row.phase, age(row.phase_since));
     let mut lines = vec![
         ("endpoint", view.endpoint),
+        ("host", view.host),
+        ("extra hosts", if view.extra_hosts.is_empty() { "none".to_owned() } else { view.extra_hosts.join(" ") }),
         ("container", view.container),
         ("port", view.port.map_or_else(|| "none".to_owned(), |port| port.to_string())),
         ("volume", row.volume()),

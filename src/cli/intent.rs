@@ -97,7 +97,7 @@ pub(super) async fn deprovision(global: &Global, arguments: &Deprovision) -> any
 }
 
 /// Says what is wrong with an argument; all of them are looked at before the command ends.
-fn named<T, E: std::fmt::Display>(name: &str, parsed: Result<T, E>) -> Option<T> {
+pub(super) fn named<T, E: std::fmt::Display>(name: &str, parsed: Result<T, E>) -> Option<T> {
     parsed.map_err(|error| eprintln!("haas: {name} {error}")).ok()
 }
 

@@ -12,6 +12,9 @@ use super::Global;
 use crate::config::Config;
 use crate::embedded::Layout;
 
+/// Where the HTTPS of `haas up` comes in, unless its options or a file say otherwise.
+const HTTPS_BIND: &str = "127.0.0.1:8443";
+
 /// What `haas up` was started with, for the commands that come after it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,6 +22,10 @@ pub(super) struct Started {
     pub config: Option<PathBuf>,
     pub domain: Option<String>,
     pub http_port: Option<u16>,
+    /// Off as it was before there was any.
+    #[serde(default)]
+    pub tls: bool,
+    pub https_port: Option<u16>,
     pub ports: Option<String>,
 }
 
@@ -33,6 +40,8 @@ impl Started {
             ("haproxy.stats_socket".to_owned(), path(&layout.stats_socket())),
             ("http.listen".to_owned(), Value::String(format!("unix:{}", layout.control_socket().display()))),
             ("secrets.dir".to_owned(), path(&layout.secrets_dir())),
+            ("tls.dir".to_owned(), path(&layout.tls_dir())),
+            ("tls.local_ca".to_owned(), Value::Boolean(self.tls)),
         ]);
         let mut set = |name: &str, value: Option<String>| {
             if let Some(value) = value {
@@ -41,6 +50,8 @@ impl Started {
         };
         set("installation.domain", self.domain.clone());
         set("haproxy.http_bind", self.http_port.map(|port| format!("127.0.0.1:{port}")));
+        let https = self.https_port.map(|port| format!("127.0.0.1:{port}"));
+        set("haproxy.https_bind", if self.tls { https } else { Some(String::new()) });
         set("tenant.ports", self.ports.clone());
         overrides
     }
@@ -48,7 +59,13 @@ impl Started {
     /// The settings of a `haas up` in this folder.
     pub fn config(&self, layout: &Layout) -> anyhow::Result<Config> {
         // Its own database, whatever DATABASE_URL says.
-        Ok(Config::load(self.config.as_deref(), std::env::vars(), self.overrides(layout))?)
+        let mut overrides = self.overrides(layout);
+        let config = Config::load(self.config.as_deref(), std::env::vars(), overrides.clone())?;
+        if !self.tls || !config.haproxy.https_bind.is_empty() {
+            return Ok(config);
+        }
+        overrides.insert("haproxy.https_bind".to_owned(), Value::String(HTTPS_BIND.to_owned()));
+        Ok(Config::load(self.config.as_deref(), std::env::vars(), overrides)?)
     }
 
     pub fn write(&self, layout: &Layout) -> anyhow::Result<()> {
@@ -98,4 +115,28 @@ pub(super) fn of_server(global: &Global) -> anyhow::Result<Config> {
     // A file that is named now is stronger than the one that `haas up` was started with.
     let config = global.config.clone().or(started.config.clone());
     Started { config, ..started }.config(&layout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn https_is_on_unless_it_was_turned_off_or_there_was_none_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path()).unwrap();
+        let file = dir.path().join("haas.toml");
+        std::fs::write(&file, "[haproxy]\nhttps_bind = \"127.0.0.1:9443\"").unwrap();
+        let bind = |text: &str| {
+            std::fs::write(layout.settings_file(), text).unwrap();
+            let config = Started::read(&layout).unwrap().unwrap().config(&layout).unwrap();
+            (config.haproxy.https_bind, config.tls.local_ca)
+        };
+        assert_eq!(bind("http_port = 8081"), (String::new(), false), "written before there was HTTPS");
+        assert_eq!(bind("tls = true"), (HTTPS_BIND.to_owned(), true));
+        assert_eq!(bind("tls = true\nhttps_port = 7443"), ("127.0.0.1:7443".to_owned(), true));
+        let named = format!("config = {:?}\n", file.to_str().unwrap());
+        assert_eq!(bind(&format!("{named}tls = true")), ("127.0.0.1:9443".to_owned(), true));
+        assert_eq!(bind(&format!("{named}tls = false")), (String::new(), false));
+    }
 }

@@ -1,5 +1,7 @@
 //! `haas up`: everything below one folder.
 
+use std::io::Write as _;
+
 use clap::Args;
 
 use super::settings::Started;
@@ -20,6 +22,12 @@ pub(super) struct Arguments {
     /// Where browsers and Appmaker come in, on loopback [default: 8080]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     http_port: Option<u16>,
+    /// Where they come in by HTTPS, on loopback; plain HTTP then leads there [default: 8443]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    https_port: Option<u16>,
+    /// Plain HTTP alone
+    #[arg(long, conflicts_with = "https_port")]
+    no_tls: bool,
     /// Loopback ports for tenants [default: 5521-15520]
     #[arg(long, value_name = "FIRST-LAST", value_parser = |text: &str| PortRange::parse(text).map(|_| text.to_owned()).ok_or("must be FIRST-LAST, between 1 and 65535"))]
     ports: Option<String>,
@@ -31,6 +39,8 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         config: global.config.as_deref().map(std::path::absolute).transpose()?,
         domain: arguments.domain.clone(),
         http_port: arguments.http_port,
+        tls: !arguments.no_tls,
+        https_port: arguments.https_port,
         ports: arguments.ports.clone(),
     };
     let config = started.config(&layout)?;
@@ -43,7 +53,11 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     let stop = serve::stopped()?;
     log::info!("Postgres: {:?}", Postgres::ensure(&layout).await?);
     migrate(&config.manifest.database_url).await?;
+    let new_ca = started.tls && !layout.ca_file().exists();
     write_first_configuration(&config).await?;
+    if new_ca && layout.ca_file().exists() {
+        tell_of_ca(&config, &layout);
+    }
     log::info!("HAProxy: {:?}", HaproxyProcess::ensure(&layout, &config.haproxy.binary).await?);
     let on_restart = |what: &'static str| log::debug!("{what} was started again");
     let supervisor = tokio::spawn(embedded::supervise(layout.clone(), config.haproxy.binary.clone(), on_restart));
@@ -59,6 +73,24 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     stopped.1?;
     log::info!("tenants keep running; `haas down --remove` ends them, `haas up` goes on with them");
     Ok(Outcome::Done)
+}
+
+/// How to trust the local CA that was just made.
+fn tell_of_ca(config: &Config, layout: &Layout) {
+    let ca = layout.ca_file();
+    let (ca, domain) = (ca.display(), &config.installation.domain);
+    // Whoever does not listen is no reason to end.
+    let _ = writeln!(
+        std::io::stdout(),
+        "A local CA was made: {ca}. Nobody trusts it by itself.\n  \
+         curl      curl --cacert {ca} {origin}/healthz\n  \
+         system    sudo cp {ca} /usr/local/share/ca-certificates/haas-{domain}.crt && sudo update-ca-certificates\n  \
+         browsers  import it as an authority for websites: Firefox under Settings, Certificates; Chromium under \
+         Settings, Security, Manage certificates, or certutil -d sql:$HOME/.pki/nssdb -A -t C,, -n haas-{domain} -i {ca}\n\
+         Who has {ca_key} can pass for any website towards those who trust it: it stays here, with mode 0600.",
+        origin = config.public().origin(domain),
+        ca_key = layout.tls_dir().join("ca.key").display(),
+    );
 }
 
 /// HAProxy needs a file to start with: what the manifest says now. One that is refused leaves

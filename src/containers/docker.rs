@@ -59,6 +59,7 @@ impl Docker {
     /// Prepares; nothing is connected yet, so that a server can start while Docker is down.
     #[must_use]
     pub fn new(settings: DockerSettings) -> Self {
+        crate::tls::use_ring();
         let http = reqwest::Client::builder()
             .timeout(Duration::from_secs(2))
             .connect_timeout(Duration::from_millis(500))

@@ -232,7 +232,7 @@ impl Proxy for FakeWorld {
         self.faults.hit(Boundary::HaproxySignalled).await;
         self.faults.hit(Boundary::HaproxyConfirmed).await;
         let standing = if self.state().proxy_down { Standing::Down } else { Standing::Live };
-        Ok(Publication { generation: "fake".to_owned(), standing, reload_due: None })
+        Ok(Publication { generation: "fake".to_owned(), standing, reload_due: None, trouble: None })
     }
 
     async fn now(&self) -> Moment {
@@ -265,7 +265,7 @@ impl Proxy for FakeWorld {
         Ok(!self.state().proxy_down)
     }
 
-    async fn busy(&self, _: &Hostname, _: u16) -> Result<bool, HaproxyError> {
+    async fn busy(&self, _: u16) -> Result<bool, HaproxyError> {
         Ok(false)
     }
 

@@ -116,6 +116,18 @@ impl Layout {
         self.dir.join("secrets")
     }
 
+    /// Certificates, the operator's and the local CA's.
+    #[must_use]
+    pub fn tls_dir(&self) -> PathBuf {
+        self.dir.join("tls")
+    }
+
+    /// The local CA's certificate, for whoever is to trust it.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.tls_dir().join("ca.pem")
+    }
+
     /// postgres.log and haproxy.log, each with one older file beside it.
     #[must_use]
     pub fn log_dir(&self) -> PathBuf {
@@ -173,7 +185,7 @@ impl Layout {
     /// # Errors
     /// When the file system refuses.
     pub fn create(&self) -> Result<(), EmbeddedError> {
-        for dir in [self.dir.clone(), self.haproxy_dir()] {
+        for dir in [self.dir.clone(), self.haproxy_dir(), self.tls_dir()] {
             fs::create_dir_all(&dir).map_err(EmbeddedError::file("can't make", &dir))?;
         }
         for dir in [self.run_dir(), self.postgres_dir(), self.secrets_dir(), self.log_dir()] {

@@ -54,7 +54,8 @@ pub(super) async fn check(
     Ok(CheckedConfig { candidate, folder })
 }
 
-async fn ask(settings: &Settings, folder: &Path) -> Result<(), HaproxyError> {
+/// `haproxy -c` on a folder's haproxy.cfg.
+pub(super) async fn ask(settings: &Settings, folder: &Path) -> Result<(), HaproxyError> {
     let run = Command::new(&settings.binary)
         .arg("-c")
         .arg("-f")

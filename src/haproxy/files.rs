@@ -1,6 +1,7 @@
 //! The files: written beside their place, synced, renamed into it.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tokio::fs;
@@ -8,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::render::{self, MAP};
 use super::{Candidate, CheckedConfig, HaproxyError, Settings};
+use crate::tls::Bundle;
 
 /// The configuration's name.
 pub(super) const CFG: &str = "haproxy.cfg";
@@ -57,6 +59,11 @@ impl Pair {
         self.cfg == candidate.cfg() && self.map == candidate.map()
     }
 
+    /// The generation that haproxy.cfg says it is, if it really is.
+    pub(super) fn generation(&self, settings: &Settings) -> Option<String> {
+        render::own_generation(&self.cfg, settings.loads(&self.map))
+    }
+
     /// Whether haproxy.cfg is this candidate's.
     pub(super) fn has_config_of(&self, candidate: &Candidate) -> bool {
         self.cfg == candidate.cfg()
@@ -74,7 +81,13 @@ pub(super) async fn write_fixed(settings: &Settings) -> Result<(), HaproxyError>
             replace(&path, text).await?;
         }
     }
-    if settings.https_bind.is_empty() { Ok(()) } else { create_folder(&settings.certs).await }
+    if !settings.https_bind.is_empty()
+        && let Err(error) = create_folder(&settings.certs).await
+    {
+        // The certificates' trouble: routes go on with those that HAProxy has.
+        log::debug!("{error}");
+    }
+    Ok(())
 }
 
 /// Whether a file says this.
@@ -112,6 +125,23 @@ async fn replace(path: &Path, text: &str) -> Result<(), HaproxyError> {
 pub(super) async fn write_pair(folder: &Path, cfg: &str, map: &str) -> Result<(), HaproxyError> {
     create_folder(folder).await?;
     write(&folder.join(MAP), map).await?;
+    write(&folder.join(CFG), cfg).await
+}
+
+/// Writes certificates for HAProxy to look at, with a haproxy.cfg that names their folder.
+pub(super) async fn write_certificates(
+    folder: &Path,
+    cfg: &str,
+    certs: &Path,
+    candidates: &[(String, Bundle)],
+) -> Result<(), HaproxyError> {
+    create_folder(certs).await?;
+    // They hold keys.
+    let own = std::fs::Permissions::from_mode(0o700);
+    fs::set_permissions(folder, own).await.map_err(io("closing the folder", folder))?;
+    for (name, bundle) in candidates {
+        write(&certs.join(name), bundle.pem()).await?;
+    }
     write(&folder.join(CFG), cfg).await
 }
 

@@ -26,7 +26,7 @@ use tokio::sync::Mutex;
 use super::master::{Master, Worker};
 use super::render::{MAP, map_text};
 use super::socket::Socket;
-use super::{HaproxyError, RouteChange, files};
+use super::{HaproxyError, RouteChange, Settings, files};
 use crate::failpoint::{Boundary, Faults};
 use crate::instance::name::Hostname;
 
@@ -44,6 +44,7 @@ pub(super) type Entries = BTreeMap<Hostname, String>;
 /// See the module's documentation.
 pub(super) struct Lane {
     dir: PathBuf,
+    control: Hostname,
     current: Socket,
     faults: Faults,
     state: Mutex<State>,
@@ -75,8 +76,9 @@ pub(super) enum Following {
 }
 
 impl Lane {
-    pub fn new(dir: PathBuf, stats_socket: PathBuf, faults: Faults) -> Self {
-        Self { dir, current: Socket::new(stats_socket), faults, state: Mutex::default() }
+    pub fn new(settings: &Settings, faults: Faults) -> Self {
+        let (dir, control) = (settings.dir.clone(), settings.domain.clone());
+        Self { dir, control, current: Socket::new(settings.stats_socket.clone()), faults, state: Mutex::default() }
     }
 
     pub fn with_faults(self, faults: Faults) -> Self {
@@ -97,7 +99,8 @@ impl Lane {
         let (hosts, target) = (change.hosts(), change.target());
         let mut steps = Vec::new();
         state.sequence += 1;
-        for host in hosts {
+        // The control API's own host is never an app's.
+        for host in hosts.into_iter().filter(|host| **host != self.control) {
             let before = match &target {
                 Some(target) => entries.insert(host.clone(), target.clone()),
                 None => entries.remove(host),

@@ -8,7 +8,6 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::HaproxyError;
 use super::render::MAP;
 use super::socket::Socket;
-use crate::instance::name::Hostname;
 
 /// Where the master is asked.
 pub(super) struct Master {
@@ -80,10 +79,12 @@ impl Master {
 
     /// Whether the worker has a stream to this app. A connection that is merely kept alive has
     /// no stream, on either side.
-    pub(super) async fn has_stream(&self, pid: i32, host: &Hostname, port: u16) -> Result<bool, HaproxyError> {
+    pub(super) async fn has_stream(&self, pid: i32, port: u16) -> Result<bool, HaproxyError> {
         let Some(streams) = self.ask(&format!("@!{pid} show sess")).await? else { return Ok(false) };
-        let own = format!(" be={host}:{port} ");
-        if streams.lines().any(|line| line.contains(&own)) {
+        // Its section has its port in its name; the host may have been another one when the stream began.
+        let own = format!(":{port}");
+        let section = |word: &str| word.starts_with("be=") && word.ends_with(&own);
+        if streams.lines().any(|line| line.split_whitespace().any(section)) {
             return Ok(true);
         }
         // Without a section of its own an app is known by its address alone, and that is only in

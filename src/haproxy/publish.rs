@@ -13,6 +13,9 @@ use crate::failpoint::Boundary;
 /// How often every worker's map is compared when nothing is amiss.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
+/// Between two reloads for certificates alone.
+const RELOAD_REST: Duration = Duration::from_secs(10);
+
 impl Haproxy {
     /// The routes through the lane; then haproxy.cfg, at once or when its time has come.
     pub(super) async fn publish_live(
@@ -24,12 +27,16 @@ impl Haproxy {
     ) -> Result<Publication, HaproxyError> {
         files::write_fixed(&self.settings).await?;
         let compare = memory.compared.is_none_or(|at| at.elapsed() >= COMPARE_EVERY);
-        let following = self.lane.settle(&self.master, routes.entries(), read.0, compare).await?;
+        let following = self.lane.settle(&self.master, routes.entries(&self.settings.domain), read.0, compare).await?;
         memory.compared = compare.then(Instant::now).or(memory.compared);
         let running = self.master.running().await?;
         let runs = matches!(&running, Running::Generation(running) if running == candidate.generation());
-        let mut publication =
-            Publication { generation: candidate.generation().to_owned(), standing: Standing::Live, reload_due: None };
+        let mut publication = Publication {
+            generation: candidate.generation().to_owned(),
+            standing: Standing::Live,
+            reload_due: None,
+            trouble: None,
+        };
         let skeleton = self.skeleton(memory).await?;
         if runs && following == Following::All {
             self.put_config_in_place(candidate, &running).await?;
@@ -84,7 +91,45 @@ impl Haproxy {
                 Standing::Live
             }
         };
-        Ok(Publication { generation, standing, reload_due: None })
+        Ok(Publication { generation, standing, reload_due: None, trouble: None })
+    }
+
+    /// Brings the current worker's certificates in line with the folder; by a reload where that
+    /// can't be done through its socket.
+    pub(super) async fn certificates_in_force(&self, memory: &mut Memory, routes: &Routes) -> Result<(), String> {
+        let followed = match self.certs.follow(&self.master).await {
+            Ok(followed) => followed,
+            Err(error) => Err(error.to_string()),
+        };
+        let followed = match followed {
+            Ok(()) => Ok(()),
+            Err(why) => self.reload_for_certificates(memory, &why).await.map_err(|error| error.unwrap_or(why)),
+        };
+        self.certs.tell_uncovered(routes).await;
+        followed
+    }
+
+    /// The inner none stands for a reload that is not due yet.
+    async fn reload_for_certificates(&self, memory: &mut Memory, why: &str) -> Result<(), Option<String>> {
+        let wait = self.settings.reload_min_interval.max(RELOAD_REST);
+        if memory.reloaded_for_certificates.is_some_and(|at| at.elapsed() < wait) {
+            return Err(None);
+        }
+        memory.reloaded_for_certificates = Some(Instant::now());
+        log::warn!("certificates need a reload: {why}");
+        let generation = match files::Pair::read(&self.settings.dir).await {
+            Ok(pair) => pair.and_then(|pair| pair.generation(&self.settings)),
+            Err(error) => return Err(Some(error.to_string())),
+        };
+        let Some(generation) = generation else { return Err(None) };
+        self.lane.reload_begins().await;
+        let reloaded = self.reload(&generation).await;
+        let following = self.lane.reload_ends(&self.master).await;
+        reloaded.map_err(|error| Some(error.to_string()))?;
+        if self.settings.live_routes {
+            following.map_err(|error| Some(error.to_string()))?;
+        }
+        self.certs.follow(&self.master).await.map_err(|error| Some(error.to_string()))?.map_err(Some)
     }
 
     /// When the next reload may give apps their sections.

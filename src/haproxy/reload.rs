@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::Instant;
 
-use super::master::Running;
+use super::master::{Processes, Running};
 use super::{Haproxy, HaproxyError, files};
 use crate::failpoint::Boundary;
 
@@ -66,7 +66,7 @@ impl Haproxy {
         while Instant::now() < deadline {
             // While the master replaces itself, connections are cut: no answer is no verdict.
             match self.master.running().await {
-                Ok(Running::Generation(running)) if running == generation => {
+                Ok(Running::Generation(running)) if running == generation && self.is_new(&before).await => {
                     self.old_workers_have_stopped_listening(deadline).await;
                     return Ok(Ok(()));
                 }
@@ -85,6 +85,14 @@ impl Haproxy {
             tokio::time::sleep(POLL).await;
         }
         Ok(Err(format!("{last} after {:?}", self.settings.confirm_timeout)))
+    }
+
+    /// Whether the current worker is another one than before: with the same generation, that is
+    /// how a reload is known to be done.
+    async fn is_new(&self, before: &Processes) -> bool {
+        let Ok(Some(now)) = self.master.processes().await else { return false };
+        let current = now.workers.iter().find(|worker| worker.current);
+        current.is_some_and(|worker| before.workers.iter().all(|known| known.pid != worker.pid))
     }
 
     /// The new worker tells the old ones to stop, and they do so a moment later: until then they

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use chrono::SecondsFormat;
 use serde::Serialize;
@@ -22,6 +23,8 @@ const TEMPLATE: &str = include_str!("../../templates/haproxy.cfg.tera");
 pub(super) const MAP: &str = "routes.map";
 /// Stands where the generation goes until it is known: it can't be part of what it is a hash of.
 const BLANK: &str = "00000000000000000000000000000000";
+/// How long an editor may take to write the template.
+const HALF_WRITTEN: Duration = Duration::from_millis(80);
 /// What comes before the generation in haproxy.cfg.
 const VARIABLE: &str = "proc.haas_generation str(";
 
@@ -130,6 +133,18 @@ pub(super) async fn template(settings: &Settings) -> Result<String, HaproxyError
     }
 }
 
+/// The same, but for a file that was written a moment ago and may be half written: then what was
+/// read before counts, and whoever watches the file publishes again.
+pub(super) async fn settled_template(settings: &Settings, before: Option<&str>) -> Result<String, HaproxyError> {
+    if let (Some(path), Some(before)) = (&settings.template, before)
+        && let Ok(Ok(modified)) = tokio::fs::metadata(path).await.map(|metadata| metadata.modified())
+        && modified.elapsed().is_ok_and(|ago| ago < HALF_WRITTEN)
+    {
+        return Ok(before.to_owned());
+    }
+    template(settings).await
+}
+
 /// Renders on a thread where it may take its time.
 pub(super) async fn candidate(settings: Settings, routes: Routes, template: String) -> Result<Candidate, HaproxyError> {
     tokio::task::spawn_blocking(move || render(&settings, &routes, &template))
@@ -182,7 +197,7 @@ pub(super) fn render(settings: &Settings, routes: &Routes, template: &str) -> Re
     tera.add_raw_template("haproxy.cfg", template).map_err(|error| refused(chain(&error)))?;
     let context = Context::from_serialize(view).map_err(|error| refused(chain(&error)))?;
     let blank = tera.render("haproxy.cfg", &context).map_err(|error| refused(chain(&error)))?;
-    let map = map_text(&routes.entries());
+    let map = map_text(&routes.entries(&settings.domain));
     let generation = hash(&blank, settings.loads(&map));
     let mark = |word: &str| format!("{VARIABLE}{word})");
     if !blank.contains(&mark(BLANK)) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Public};
 use crate::instance::name::Hostname;
+use crate::tls;
 
 /// What HAProxy needs to be told. Checked where it was read: none of it can break a line of
 /// haproxy.cfg.
@@ -22,7 +23,9 @@ pub struct Settings {
     pub http_bind: String,
     /// Where HTTPS comes in; empty for plain HTTP alone.
     pub https_bind: String,
-    /// The folder with the certificates for `https_bind`.
+    /// Whence the certificates for `https_bind` come.
+    pub tls: tls::Settings,
+    /// The folder of those that HAProxy loads.
     pub certs: PathBuf,
     /// How end users reach the apps.
     pub public: Public,
@@ -80,6 +83,11 @@ impl Settings {
         if control.is_empty() {
             control.push(config.http.listen.to_string());
         }
+        let certificates = tls::Settings {
+            dir: absolute(&config.tls.dir),
+            domain: config.installation.domain.clone(),
+            local_ca: config.tls.local_ca,
+        };
         Self {
             domain: config.installation.domain.clone(),
             binary: haproxy.binary.clone(),
@@ -87,7 +95,8 @@ impl Settings {
             template: (!haproxy.template.as_os_str().is_empty()).then(|| absolute(&haproxy.template)),
             http_bind: haproxy.http_bind.clone(),
             https_bind: haproxy.https_bind.clone(),
-            certs: absolute(&config.tls.dir).join("certs"),
+            certs: certificates.live(),
+            tls: certificates,
             public: config.public(),
             http_port: config.http_port(),
             hsts: config.tls.hsts,

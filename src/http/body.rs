@@ -1,4 +1,4 @@
-//! Bodies of POST requests: JSON or a form, small, and without a field that we don't know.
+//! Bodies of requests: JSON or a form, small, and without a field that we don't know.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +14,8 @@ use super::problem::{FieldError, Problem};
 use crate::instance::name::NameError;
 
 const LIMIT: usize = 16 * 1024;
+const JSON: &str = "application/json";
+const FORM: &str = "application/x-www-form-urlencoded";
 
 /// The fields of a body, from whichever of the two forms.
 pub(super) struct Fields {
@@ -24,29 +26,33 @@ pub(super) struct Fields {
 impl Fields {
     /// Reads the body, and lets in who has the secret. Nothing else of it is looked at before.
     pub async fn read(request: &HttpRequest, body: web::Payload, secrets: &Secrets) -> Result<Self, Problem> {
-        let kind = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let parse = match kind.as_str() {
-            "application/json" => from_json,
-            "application/x-www-form-urlencoded" => from_form,
-            _ => return Err(Problem::UnsupportedMediaType),
+        let parse = match content_type(request).as_str() {
+            JSON => from_json,
+            FORM => from_form,
+            _ => return Err(Problem::UnsupportedMediaType { taken: &[JSON, FORM] }),
         };
-        let Pairs(pairs) = parse(&collect(body).await?)?;
-        let mut values = BTreeMap::new();
-        let mut repeated = None;
-        for (name, value) in pairs {
-            if values.insert(name.clone(), value).is_some() {
-                repeated = Some(name);
-            }
-        }
+        let (mut values, repeated) = parse(&collect(body).await?)?.into_values();
         let secret = values.remove("secret");
         if !secret.as_ref().and_then(Value::as_str).is_some_and(|secret| secrets.admit(secret)) {
             return Err(Problem::InvalidSecret);
         }
-        if let Some(name) = repeated {
-            return Err(Problem::MalformedBody(format!("the field {:?} is there twice", shorten(&name))));
+        Self::new(values, repeated)
+    }
+
+    /// Reads the JSON body of a request that was let in already.
+    pub async fn read_admitted(request: &HttpRequest, body: web::Payload) -> Result<Self, Problem> {
+        if content_type(request) != JSON {
+            return Err(Problem::UnsupportedMediaType { taken: &[JSON] });
         }
-        Ok(Self { values, errors: Vec::new() })
+        let (values, repeated) = from_json(&collect(body).await?)?.into_values();
+        Self::new(values, repeated)
+    }
+
+    fn new(values: BTreeMap<String, Value>, repeated: Option<String>) -> Result<Self, Problem> {
+        match repeated {
+            Some(name) => Err(Problem::MalformedBody(format!("the field {:?} is there twice", shorten(&name)))),
+            None => Ok(Self { values, errors: Vec::new() }),
+        }
     }
 
     /// Takes a field out and parses it; what is wrong with it is kept for [`Fields::finish`].
@@ -59,6 +65,35 @@ impl Fields {
         parsed.map_err(|detail| self.errors.push(FieldError { field: name.to_owned(), detail })).ok()
     }
 
+    /// Takes a list out and parses each of its items, of which there may be `max`.
+    pub fn take_list<T>(
+        &mut self,
+        name: &str,
+        max: usize,
+        parse: impl Fn(&str) -> Result<T, NameError>,
+    ) -> Option<Vec<T>> {
+        let before = self.errors.len();
+        let mut wrong = |field: String, detail: String| self.errors.push(FieldError { field, detail });
+        let mut parsed = Vec::new();
+        match self.values.remove(name) {
+            None | Some(Value::Null) => wrong(name.to_owned(), "is required".to_owned()),
+            Some(Value::Array(items)) if items.len() > max => {
+                wrong(name.to_owned(), format!("must have at most {max} items"));
+            }
+            Some(Value::Array(items)) => {
+                for (index, item) in items.iter().enumerate() {
+                    match item.as_str().map(&parse) {
+                        Some(Ok(item)) => parsed.push(item),
+                        Some(Err(error)) => wrong(format!("{name}[{index}]"), error.to_string()),
+                        None => wrong(format!("{name}[{index}]"), "must be text".to_owned()),
+                    }
+                }
+            }
+            Some(_) => wrong(name.to_owned(), "must be a list".to_owned()),
+        }
+        (self.errors.len() == before).then_some(parsed)
+    }
+
     /// Refuses what was not taken out, and every field that was wrong, at once.
     pub fn finish(self) -> Result<(), Problem> {
         if !self.values.is_empty() {
@@ -68,6 +103,11 @@ impl Fields {
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::InvalidFields(self.errors)) }
     }
+}
+
+fn content_type(request: &HttpRequest) -> String {
+    let kind = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// As much of a client's own text as an answer repeats.
@@ -89,6 +129,19 @@ async fn collect(mut body: web::Payload) -> Result<Vec<u8>, Problem> {
 
 /// Fields in the order of the body, repeated ones included.
 struct Pairs(Vec<(String, Value)>);
+
+impl Pairs {
+    /// The fields by their names, and one that was there twice.
+    fn into_values(self) -> (BTreeMap<String, Value>, Option<String>) {
+        let (mut values, mut repeated) = (BTreeMap::new(), None);
+        for (name, value) in self.0 {
+            if values.insert(name.clone(), value).is_some() {
+                repeated = Some(name);
+            }
+        }
+        (values, repeated)
+    }
+}
 
 impl<'de> Deserialize<'de> for Pairs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

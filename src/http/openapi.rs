@@ -15,6 +15,7 @@ use utoipa::{Modify, OpenApi};
         super::provision::deprovision,
         super::instances::list,
         super::instances::show,
+        super::hosts::put,
         super::health::healthz,
         super::health::readyz,
     ),

@@ -34,8 +34,11 @@ pub enum Problem {
     UnknownField(Vec<FieldError>),
     /// A parameter of the query that won't do.
     InvalidQuery(Vec<FieldError>),
-    /// The content type is neither of the two.
-    UnsupportedMediaType,
+    /// The body's content type is none that the path takes.
+    UnsupportedMediaType {
+        /// Those that it takes.
+        taken: &'static [&'static str],
+    },
     /// The body is over the limit.
     BodyTooLarge,
     /// Fields whose values won't do.
@@ -92,11 +95,9 @@ impl Problem {
             Self::MalformedBody(_) => (S::BAD_REQUEST, "malformed-body", "The body can't be read"),
             Self::UnknownField(_) => (S::BAD_REQUEST, "unknown-field", "The body has fields that don't exist"),
             Self::InvalidQuery(_) => (S::BAD_REQUEST, "invalid-query", "The query has parameters that won't do"),
-            Self::UnsupportedMediaType => (
-                S::UNSUPPORTED_MEDIA_TYPE,
-                "unsupported-media-type",
-                "The body must be application/json or application/x-www-form-urlencoded",
-            ),
+            Self::UnsupportedMediaType { .. } => {
+                (S::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "The body has the wrong content type")
+            }
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "body-too-large", "The body is over 16 KiB"),
             Self::InvalidFields(_) => (S::UNPROCESSABLE_ENTITY, "invalid-fields", "Some fields won't do"),
             Self::NameTaken(_) => (S::CONFLICT, "name-taken", "A name is taken"),
@@ -130,6 +131,7 @@ impl Problem {
         let (status, slug, title) = self.parts();
         let detail = match self {
             Self::MalformedBody(why) => Some(why.clone()),
+            Self::UnsupportedMediaType { taken } => Some(format!("must be {}", taken.join(" or "))),
             Self::NameTaken(which) => Some(format!("the name {which} is taken")),
             _ => None,
         };
@@ -188,6 +190,9 @@ impl From<ManifestError> for Problem {
                 field: "appname".to_owned(),
                 detail: "username and appname together make a host name that is too long".to_owned(),
             }]),
+            ManifestError::TooManyHosts => {
+                Self::InvalidFields(vec![FieldError { field: "hosts".to_owned(), detail: error.to_string() }])
+            }
             ManifestError::NoFreePort => {
                 log::error!("no port is free; see tenant.ports");
                 Self::NoFreePort

@@ -28,6 +28,9 @@ pub struct InstanceView {
     /// The app's host.
     #[schema(example = "notes.alice.haas.localhost")]
     pub host: String,
+    /// Custom domains that lead to it, too.
+    #[schema(example = json!(["www.example.org"]))]
+    pub extra_hosts: Vec<String>,
     /// The Docker name.
     #[schema(example = "alice-notes")]
     pub container: String,
@@ -66,6 +69,7 @@ impl InstanceView {
             emailaddress: instance.email.to_string(),
             endpoint: format!("{}/hoodie/", public.origin(&instance.host)),
             host: instance.host.to_string(),
+            extra_hosts: instance.extra_hosts.iter().map(ToString::to_string).collect(),
             container: instance.container.to_string(),
             port: instance.port,
             state: instance.state(),

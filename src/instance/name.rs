@@ -60,6 +60,15 @@ pub enum NameError {
     /// Not a host name of letters, digits, hyphens and dots.
     #[error("must be a host name")]
     NotAHost,
+    /// A name that is whole only together with somebody's search list.
+    #[error("must be a full host name, with a dot in it")]
+    NoDot,
+    /// An address, or what programs read as one.
+    #[error("must not be an IP address")]
+    IpAddress,
+    /// What only the host pattern gives.
+    #[error("must not be the installation's own domain, nor below it")]
+    OfTheDomain,
 }
 
 /// Checks a DNS label as both halves of a tenant's name must be, lower-cased.
@@ -151,7 +160,7 @@ checked_string!(
     email
 );
 checked_string!(
-    /// A host name below the installation's domain, in lower case, without a trailing dot.
+    /// A host name, in lower case, without a trailing dot.
     Hostname,
     hostname
 );

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::rows::InstanceRow;
 use super::schema::instances;
-use super::{Manifest, ManifestError, events, names, ports};
+use super::{Manifest, ManifestError, events, hosts, names, ports};
 use crate::instance::name::{AppName, Email, Username};
 use crate::instance::{Desired, Instance, Phase};
 
@@ -84,7 +84,8 @@ impl Manifest {
                 };
                 // A tombstone starts again at once; what is still on its way out is turned
                 // round by the reconciler, which owns the phase.
-                let phase = if instance.phase == Phase::Deleted { Phase::Pending } else { instance.phase };
+                let phase = if instance.live() { instance.phase } else { Phase::Pending };
+                let extra_hosts = hosts::still_free(conn, &instance, &host, &self.domain).await?;
                 let row: InstanceRow = diesel::update(instances::table.find(instance.id))
                     .set((
                         instances::desired.eq(Desired::Running.as_str()),
@@ -93,6 +94,7 @@ impl Manifest {
                         instances::generation.eq(instances::generation + 1),
                         instances::port.eq(port),
                         instances::host.eq(host.as_str()),
+                        instances::extra_hosts.eq(extra_hosts),
                         instances::attempts.eq(0),
                         instances::next_attempt_at.eq(None::<DateTime<Utc>>),
                         instances::last_error.eq(None::<String>),
@@ -157,7 +159,7 @@ pub(super) async fn lock_intents(conn: &mut AsyncPgConnection) -> Result<(), Man
 }
 
 /// The pair's row. There is one at most, since a tombstone is brought back to life.
-async fn latest(
+pub(super) async fn latest(
     conn: &mut AsyncPgConnection,
     username: &Username,
     appname: &AppName,
@@ -188,11 +190,11 @@ async fn update_email(
 }
 
 /// A name's uniqueness is the database's to say; the caller learns which name, not whose it is.
-fn name_taken(error: DieselError) -> ManifestError {
+pub(super) fn name_taken(error: DieselError) -> ManifestError {
     if let DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info) = &error {
         match info.constraint_name() {
             Some("instances_container_live") => return ManifestError::NameTaken("of the container".to_owned()),
-            Some("instances_host_live") => return ManifestError::NameTaken("of the host".to_owned()),
+            Some("hosts_pkey") => return ManifestError::NameTaken("of the host".to_owned()),
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use futures_util::TryStreamExt;
 use uuid::Uuid;
 
 use super::rows::InstanceRow;
-use super::schema::instances;
+use super::schema::{hosts, instances};
 use super::{Manifest, ManifestError};
 use crate::instance::name::{AppName, Hostname, Username};
 use crate::instance::{Desired, Instance, Phase, State};
@@ -48,13 +48,13 @@ impl Manifest {
         self.first(instances::table.find(id).into_boxed()).await
     }
 
-    /// The live instance that a host belongs to.
+    /// The live instance that a host belongs to, custom domains included.
     ///
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn find_by_host(&self, host: &Hostname) -> Result<Option<Instance>, ManifestError> {
-        let live = instances::host.eq(host.as_str()).and(instances::phase.ne(Phase::Deleted.as_str()));
-        self.first(instances::table.filter(live).into_boxed()).await
+        let owner = hosts::table.filter(hosts::host.eq(host.as_str())).select(hosts::instance_id);
+        self.first(instances::table.filter(instances::id.eq_any(owner)).into_boxed()).await
     }
 
     async fn first(&self, query: instances::BoxedQuery<'_, Pg>) -> Result<Option<Instance>, ManifestError> {

@@ -33,6 +33,7 @@ pub(super) struct InstanceRow {
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     pub ready_at: Option<DateTime<Utc>>,
+    pub extra_hosts: Vec<String>,
 }
 
 impl TryFrom<InstanceRow> for Instance {
@@ -49,6 +50,12 @@ impl TryFrom<InstanceRow> for Instance {
             appname: AppName::parse(&row.appname).map_err(|e| corrupt(&e))?,
             email: Email::parse(&row.email).map_err(|e| corrupt(&e))?,
             host: Hostname::parse(&row.host).map_err(|e| corrupt(&e))?,
+            extra_hosts: row
+                .extra_hosts
+                .iter()
+                .map(|host| Hostname::parse(host))
+                .collect::<Result<_, _>>()
+                .map_err(|e| corrupt(&e))?,
             container: ContainerName::parse(&row.container_name).map_err(|e| corrupt(&e))?,
             port: row.port.map(u16::try_from).transpose().map_err(|e| corrupt(&e))?,
             desired: row.desired.parse().map_err(|e| corrupt(&e))?,

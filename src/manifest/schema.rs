@@ -31,6 +31,14 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         ready_at -> Nullable<Timestamptz>,
+        extra_hosts -> Array<Text>,
+    }
+}
+
+diesel::table! {
+    hosts (host) {
+        host -> Text,
+        instance_id -> Uuid,
     }
 }
 
@@ -52,4 +60,4 @@ diesel::table! {
     }
 }
 
-diesel::allow_tables_to_appear_in_same_query!(instances, withheld_ports);
+diesel::allow_tables_to_appear_in_same_query!(hosts, instances, withheld_ports);

@@ -253,14 +253,16 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
 
     /// Routes an instance, or takes its route away, without waiting for the publication of all.
     async fn change_route(&self, instance: &Instance) -> bool {
-        let change = match route(instance) {
-            Some(route) => RouteChange::Set(route),
-            None => RouteChange::Unset(vec![instance.host.clone()]),
+        let change = if let Some(route) = route(instance) {
+            RouteChange::Set(route)
+        } else {
+            let known = self.published.read().map(|published| published.hosts(instance));
+            RouteChange::Unset(known.unwrap_or_else(|_| instance.hosts().cloned().collect()))
         };
         match self.world.proxy.change(&change).await {
             Ok(true) => {
                 if let Ok(mut published) = self.published.write() {
-                    published.changed(instance);
+                    published.changed(change);
                 }
                 true
             }
@@ -289,7 +291,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let spent = (Utc::now() - instance.phase_since).to_std().unwrap_or_default();
         let deadline = Instant::now() + self.world.settings.drain_timeout.saturating_sub(spent);
         loop {
-            match self.world.proxy.busy(&instance.host, port).await {
+            match self.world.proxy.busy(port).await {
                 Ok(false) => return,
                 Ok(true) if Instant::now() >= deadline => {
                     log::info!(instance:% = instance.id; "{}: its last requests are cut off", instance.container);

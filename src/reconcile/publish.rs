@@ -1,11 +1,11 @@
 //! What HAProxy routes to: what the manifest asks for, and what was last confirmed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::haproxy::{HaproxyError, Publication, Route, Routes, Standing};
+use crate::haproxy::{HaproxyError, Publication, Route, RouteChange, Routes, Standing};
 use crate::instance::Instance;
 use crate::instance::name::Hostname;
 
@@ -23,7 +23,7 @@ pub(super) fn route(instance: &Instance) -> Option<Route> {
     instance.routable().then_some(())?;
     Some(Route {
         host: instance.host.clone(),
-        extra_hosts: Vec::new(),
+        extra_hosts: instance.extra_hosts.clone(),
         port: instance.port?,
         container: instance.container.clone(),
         since: instance.ready_at?,
@@ -55,21 +55,29 @@ impl Published {
 
     /// Whether HAProxy sends requests for an instance to it; none while that is not known.
     pub fn routed(&self, instance: &Instance) -> Option<bool> {
-        let port = instance.port?;
-        let confirmed = self.confirmed(instance, port)?;
+        let confirmed = self.confirmed(instance)?;
         // A publication that says otherwise may come into force at any moment.
-        let changing = self.under_way.as_ref().is_some_and(|next| next.contains(&instance.host, port) != confirmed)
+        let changing = self.under_way.as_ref().is_some_and(|next| leads_to(next, instance) != confirmed)
             && !self.meanwhile.contains_key(&instance.host);
         (!changing).then_some(confirmed)
     }
 
-    fn confirmed(&self, instance: &Instance, port: u16) -> Option<bool> {
+    fn confirmed(&self, instance: &Instance) -> Option<bool> {
         self.confirmed.as_ref().and_then(|(routes, standing)| match standing {
-            Standing::Live => Some(routes.contains(&instance.host, port)),
+            Standing::Live => Some(leads_to(routes, instance)),
             // Nobody is served now; but a HAProxy that comes back serves what its files say.
-            Standing::Down if routes.contains(&instance.host, port) => None,
+            Standing::Down if leads_to(routes, instance) => None,
             Standing::Down => Some(false),
         })
+    }
+
+    /// Every host that may lead to an instance: its own, and those that it had when its route was
+    /// last published or changed.
+    pub fn hosts(&self, instance: &Instance) -> Vec<Hostname> {
+        let known = self.confirmed.as_ref().map(|(routes, _)| routes).into_iter().chain(&self.under_way);
+        let earlier = known.filter_map(|routes| Some(routes.hosts_of(instance.port?))).flatten();
+        let hosts: BTreeSet<&Hostname> = instance.hosts().chain(earlier).collect();
+        hosts.into_iter().cloned().collect()
     }
 
     /// Whether it is time to publish: something new, or time for another look.
@@ -99,12 +107,19 @@ impl Published {
     }
 
     /// Takes down that an instance's route was changed alone, and is in force.
-    pub fn changed(&mut self, instance: &Instance) {
-        let route = route(instance);
-        if let Some((routes, _)) = &mut self.confirmed {
-            apply(routes, &instance.host, route.clone());
+    pub fn changed(&mut self, change: RouteChange) {
+        let changes: Vec<(Hostname, Option<Route>)> = match change {
+            RouteChange::Set(route) => vec![(route.host.clone(), Some(route))],
+            RouteChange::Unset(hosts) => hosts.into_iter().map(|host| (host, None)).collect(),
+        };
+        for (host, route) in changes {
+            if let Some((routes, _)) = &mut self.confirmed {
+                apply(routes, &host, route.clone());
+            }
+            self.meanwhile.insert(host, route);
         }
-        self.meanwhile.insert(instance.host.clone(), route);
+        // It was made from a row that may be older than what the last pass has read.
+        self.look_again();
     }
 
     /// Takes the outcome down; returns what is wrong with HAProxy, if anything.
@@ -119,8 +134,9 @@ impl Published {
                 }
                 self.confirmed = Some((routes, publication.standing));
                 self.reload_due = publication.reload_due;
-                matches!(publication.standing, Standing::Down)
-                    .then(|| "does not run; its files are in place for when it does".to_owned())
+                let down = matches!(publication.standing, Standing::Down);
+                let down = down.then(|| "does not run; its files are in place for when it does".to_owned());
+                down.or_else(|| publication.trouble.clone())
             }
             // The last good configuration serves on: what a worker had confirmed stays confirmed.
             // What was only written may or may not have been taken up meanwhile.
@@ -132,6 +148,13 @@ impl Published {
             }
         }
     }
+}
+
+/// Whether requests for an instance reach it; of one that is to be left alone, whether any do,
+/// also by a host that it has no more. Its port is given back when none do.
+fn leads_to(routes: &Routes, instance: &Instance) -> bool {
+    let Some(port) = instance.port else { return false };
+    routes.contains(&instance.host, port) || (!instance.routable() && !routes.hosts_of(port).is_empty())
 }
 
 fn apply(routes: &mut Routes, host: &Hostname, route: Option<Route>) {
@@ -146,7 +169,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::instance::Phase;
+    use crate::instance::{Desired, Phase};
 
     fn instance() -> Instance {
         Instance { phase: Phase::Running, ready_at: Some(DateTime::UNIX_EPOCH), ..Instance::example() }
@@ -154,7 +177,7 @@ mod tests {
 
     #[allow(clippy::unnecessary_wraps, reason = "what publishing returns")]
     fn outcome(standing: Standing) -> Result<Publication, HaproxyError> {
-        Ok(Publication { generation: "g".to_owned(), standing, reload_due: None })
+        Ok(Publication { generation: "g".to_owned(), standing, reload_due: None, trouble: None })
     }
 
     fn publish(published: &mut Published, routes: &Routes, outcome: &Result<Publication, HaproxyError>) {
@@ -193,5 +216,30 @@ mod tests {
         publish(&mut published, &with, &outcome(Standing::Live));
         publish(&mut published, &without, &failed());
         assert_eq!(published.routed(&row), Some(true), "the last good configuration serves on");
+    }
+
+    #[test]
+    fn a_port_is_left_only_when_no_host_leads_to_it_any_more() {
+        let host = |text: &str| Hostname::parse(text).unwrap();
+        let old = Instance { extra_hosts: vec![host("www.example.org")], ..instance() };
+        let mut published = Published::default();
+        publish(&mut published, &routes([&old]), &outcome(Standing::Live));
+        // Rehosted, its custom domain taken away, and unwanted, all before the next publication.
+        let row = Instance {
+            host: host("notes--alice.haas.localhost"),
+            extra_hosts: Vec::new(),
+            phase: Phase::Draining,
+            desired: Desired::Deleted,
+            ..old.clone()
+        };
+        assert_eq!(published.routed(&row), Some(true), "by hosts that it has no more");
+        let all = published.hosts(&row);
+        assert_eq!(all, [row.host.clone(), old.host.clone(), host("www.example.org")]);
+        published.trying(&routes([&old]));
+        published.changed(RouteChange::Unset(all));
+        assert_eq!(published.routed(&row), Some(false));
+        published.tried(routes([&old]), &outcome(Standing::Live));
+        assert_eq!(published.routed(&row), Some(false), "the change was the newer one");
+        assert!(published.due(&Routes::default(), Duration::MAX), "and is compared with the manifest");
     }
 }

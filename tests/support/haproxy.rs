@@ -63,7 +63,12 @@ impl Rig {
             template: None,
             http_bind: format!("127.0.0.1:{port}"),
             https_bind: String::new(),
-            certs: path("certs"),
+            tls: haas::tls::Settings {
+                dir: path("tls"),
+                domain: Hostname::parse("haas.localhost").unwrap(),
+                local_ca: false,
+            },
+            certs: path("tls/live"),
             public: Public { https: false, port },
             http_port: port,
             hsts: Duration::ZERO,

@@ -11,6 +11,7 @@ pub struct Hoodie {
 }
 
 pub fn client() -> Client {
+    haas::tls::use_ring();
     Client::builder().no_proxy().timeout(std::time::Duration::from_mins(1)).build().unwrap()
 }
 

@@ -17,6 +17,8 @@ pub struct Installation {
     pub layout: Layout,
     pub ports: Ports,
     pub client: Client,
+    /// The port of HTTPS, for the tests that are about it.
+    pub https: Option<u16>,
     /// A word that this test's users' names begin with.
     pub word: String,
     config: Option<PathBuf>,
@@ -50,6 +52,7 @@ impl Installation {
             layout,
             ports: ports(),
             client: client(),
+            https: None,
             word: unique(),
             config,
             environment: Vec::new(),
@@ -80,6 +83,10 @@ impl Installation {
         let ports = format!("{}-{}", self.ports.first, self.ports.last);
         let http = self.ports.http.to_string();
         let mut command = self.command(&["up", "--http-port", &http, "--ports", &ports]);
+        match self.https {
+            Some(port) => command.args(["--https-port", &port.to_string()]),
+            None => command.arg("--no-tls"),
+        };
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);
         }

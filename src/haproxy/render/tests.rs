@@ -1,5 +1,4 @@
 use std::process::Command;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
@@ -55,6 +54,14 @@ fn two_apps() {
 }
 
 #[test]
+fn the_control_host_leads_to_no_app_whoever_has_it() {
+    let settings = Settings { domain: Hostname::parse("www.example.org").unwrap(), ..settings() };
+    let candidate = rendered(&settings, &more());
+    assert!(!candidate.map().lines().any(|line| line.starts_with("www.example.org")), "{}", candidate.map());
+    assert_eq!(candidate.map().lines().count(), 3);
+}
+
+#[test]
 fn more_apps_than_sections_and_two_control_servers() {
     let mut settings = settings();
     settings.sections_max = 1;
@@ -107,6 +114,11 @@ fn two_heartbeats_of_a_minute_may_be_missed() {
     }
 }
 
+fn certificate() -> String {
+    let made = rcgen::generate_simple_self_signed(["haas.localhost".to_owned()]).unwrap();
+    made.cert.pem() + &made.signing_key.serialize_pem()
+}
+
 /// With `-dW` a warning counts as an error (HAProxy management guide, section 3): a deprecated
 /// keyword is one.
 fn accepted(settings: &Settings, routes: &Routes) -> Result<(), String> {
@@ -118,7 +130,7 @@ fn accepted(settings: &Settings, routes: &Routes) -> Result<(), String> {
     for folder in [settings.certs.clone(), folder.path().join("errors"), folder.path().join("filters")] {
         std::fs::create_dir(folder).unwrap();
     }
-    std::fs::write(settings.certs.join("one.pem"), include_str!("tests/certificate.pem")).unwrap();
+    std::fs::write(settings.certs.join("one.pem"), certificate()).unwrap();
     for (name, text) in FIXED {
         std::fs::write(folder.path().join(name), text).unwrap();
     }

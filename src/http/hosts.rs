@@ -1,0 +1,66 @@
+//! PUT /instances/{username}/{appname}/hosts: an instance's custom domains.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::Api;
+use super::body::Fields;
+use super::problem::{Problem, ProblemDocument};
+use super::view::InstanceView;
+use crate::failpoint::Boundary;
+use crate::instance::hosts::{EXTRA_HOSTS_MAX, extra_host};
+use crate::instance::name::{AppName, Username};
+
+/// The body of PUT /instances/{username}/{appname}/hosts.
+#[derive(Deserialize, ToSchema)]
+#[allow(dead_code, reason = "the document's schema; the body is read field by field")]
+pub(super) struct HostsRequest {
+    /// All custom domains that the instance is to have: full host names, outside of the
+    /// installation's own domain.
+    #[schema(example = json!(["www.example.org"]), max_items = 16)]
+    hosts: Vec<String>,
+}
+
+/// Gives an instance these custom domains, and takes all others from it.
+#[utoipa::path(
+    put, path = "/instances/{username}/{appname}/hosts",
+    security(("secret" = [])),
+    params(
+        ("username" = String, Path, description = "Whose it is"),
+        ("appname" = String, Path, description = "Which app it serves"),
+    ),
+    request_body(content((HostsRequest = "application/json"))),
+    responses(
+        (status = 200, description = "They are its own, and lead to it within a moment while it runs", body = InstanceView),
+        (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 401, description = "The secret is wrong or missing", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, description = "There never was such an instance", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "A host is another instance's", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 415, description = "Not JSON", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, description = "Every host that won't do", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "No database; try again later", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn put(
+    request: HttpRequest,
+    path: web::Path<(String, String)>,
+    body: web::Payload,
+    api: web::Data<Api>,
+) -> Result<HttpResponse, Problem> {
+    api.secrets.admit_bearer(&request)?;
+    // What is no name can't be the name of an instance.
+    let (Ok(username), Ok(appname)) = (Username::parse(&path.0), AppName::parse(&path.1)) else {
+        return Err(Problem::NoSuchInstance);
+    };
+    let mut fields = Fields::read_admitted(&request, body).await?;
+    let hosts = fields.take_list("hosts", EXTRA_HOSTS_MAX, |text| extra_host(text, &api.settings.domain));
+    fields.finish()?;
+    let Some(hosts) = hosts else { return Err(Problem::Internal) };
+
+    let written = api.manifest.set_hosts(&username, &appname, &hosts).await?.ok_or(Problem::NoSuchInstance)?;
+    api.faults.hit(Boundary::IntentWritten).await;
+    log::info!(instance:% = written.id; "{} has {} extra host(s)", written.container, written.extra_hosts.len());
+    Ok(HttpResponse::Ok().json(InstanceView::new(&written, api.settings.public)))
+}
