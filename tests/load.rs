@@ -128,7 +128,7 @@ async fn nothing_fails_while_apps_come_and_go_and_haproxy_reloads() {
     }
 
     let requests = load.requests.load(Ordering::SeqCst);
-    let failures = load.failures.read().unwrap();
+    let failures = load.failures.read().unwrap().clone();
     eprintln!(
         "{requests} requests, {} failures; {open} streams to the end, {bytes} bytes of them; {most} workers at most",
         failures.len()
