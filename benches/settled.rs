@@ -16,12 +16,10 @@ use anyhow::{Context, Result, ensure};
 use common::engine::{Engine, Listed};
 use common::{Figures, Verdict, full, heading, ports, until};
 use haas::containers::{InstanceKey, make_secret};
-use haas::embedded::HaproxyProcess;
-use haas::haproxy::{Haproxy, Proxy, Settings};
-use haas::{reconcile, server};
+use haas::server;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::cluster::Cluster;
+use support::cluster::{Cluster, RunningHaproxy};
 use uuid::Uuid;
 
 /// Instead of the default 10 s, so that many passes fit into a short time. The least rest that the
@@ -37,10 +35,11 @@ fn main() -> Result<()> {
 async fn measure(rows: u16, passes: usize) -> Result<()> {
     let first = ports(2)?;
     let cluster = Cluster::start(support::Ports { first, last: first, http: first + 1, spare: first }, &[]).await;
-    let installation = fill(&cluster, rows).await?;
+    cluster.settled(rows, FIRST_PORT).await;
+    let installation = cluster.sql("SELECT id FROM installation").await.map_err(anyhow::Error::msg)?;
     let engine_socket = cluster.dir.path().join("engine.sock");
     let engine = Engine::listen(&engine_socket, &installation, &containers(rows))?;
-    let _haproxy = RunningHaproxy::start(&cluster).await?;
+    let _haproxy = RunningHaproxy::start(&cluster).await;
     let server = Server::start(&cluster, &engine_socket)?;
 
     let seen = || engine.asked(|asked| asked.listings.len());
@@ -88,25 +87,6 @@ async fn measure(rows: u16, passes: usize) -> Result<()> {
     verdict.end()
 }
 
-/// Rows as the reconciler leaves them when it is done. Returns the installation's id.
-async fn fill(cluster: &Cluster, rows: u16) -> Result<String> {
-    let insert = format!(
-        "INSERT INTO instances (id, username, appname, email, host, container_name, port, desired, phase,
-                                generation, observed_generation, ready_at)
-         SELECT lpad(to_hex(n), 32, '0')::uuid, name, 'notes', name || '@example.com',
-                'notes.' || name || '.haas.localhost', name || '-notes', {FIRST_PORT} + n, 'running', 'running',
-                1, 1, now()
-         FROM (SELECT n, 'user-' || lpad(n::text, 5, '0') AS name FROM generate_series(0, {rows} - 1) AS n) AS users;
-         INSERT INTO events (instance_id, kind)
-         SELECT id, kind FROM instances, unnest(ARRAY['provisioned', 'starting', 'ready', 'running']) AS kind"
-    );
-    // Each in a transaction of its own; the last leaves autovacuum nothing to do.
-    for statement in [&*insert, "VACUUM (FREEZE, ANALYZE)", "CHECKPOINT"] {
-        cluster.sql(statement).await.map_err(anyhow::Error::msg)?;
-    }
-    cluster.sql("SELECT id FROM installation").await.map_err(anyhow::Error::msg)
-}
-
 fn containers(rows: u16) -> Vec<Listed> {
     (0..rows)
         .map(|n| Listed {
@@ -151,34 +131,6 @@ impl Written {
             figures.push((name, cluster.sql(query).await.map_err(anyhow::Error::msg)?));
         }
         Ok(Self(figures))
-    }
-}
-
-/// A HAProxy with the manifest's routes; stopped when it is dropped.
-struct RunningHaproxy<'a>(&'a Cluster);
-
-impl<'a> RunningHaproxy<'a> {
-    async fn start(cluster: &'a Cluster) -> Result<Self> {
-        let (live, corrupt) = cluster.manifest().live().await?;
-        ensure!(corrupt.is_empty(), "{corrupt:?}");
-        let settings = Settings::from_config(&cluster.config);
-        Haproxy::new(settings.clone()).publish_alone(&reconcile::routes(&live)).await?;
-        HaproxyProcess::ensure(&cluster.layout, &settings.binary).await?;
-        Ok(Self(cluster))
-    }
-}
-
-impl Drop for RunningHaproxy<'_> {
-    fn drop(&mut self) {
-        let layout = self.0.layout.clone();
-        // Dropped inside a runtime, which can't be blocked on: a thread with one of its own.
-        let stopping = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-            runtime.block_on(HaproxyProcess::stop(&layout)).ok()
-        });
-        if !matches!(stopping.join(), Ok(Some(true))) {
-            eprintln!("HAProxy in {} may still run", self.0.layout.dir().display());
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 /// Ports that benchmarks may use, below those of the tests.
-const PORTS: std::ops::Range<u16> = 17_000..17_500;
+const PORTS: std::ops::Range<u16> = 15_600..17_500;
 
 /// Whether the full size was asked for (`--full`); without it, the size that shows that it works.
 pub fn full() -> bool {
@@ -52,6 +52,17 @@ impl Figures {
 
     pub fn take_time(&mut self, time: Duration) {
         self.take(time.as_secs_f64() * 1000.0);
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The figure that so many percent are not above (nearest rank).
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
+    pub fn percentile(&self, percent: f64) -> f64 {
+        let rank = (percent / 100.0 * self.0.len() as f64).ceil() as usize;
+        self.0.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
     }
 
     pub fn median(&self) -> f64 {
@@ -99,6 +110,12 @@ impl Verdict {
     pub fn at_most(&mut self, what: &str, figure: f64, target: f64) {
         let kept = figure <= target;
         println!("{}: {what}: {figure:.2} (target: at most {target})", if kept { "kept" } else { "MISSED" });
+        self.0 &= kept;
+    }
+
+    pub fn at_least(&mut self, what: &str, figure: f64, target: f64) {
+        let kept = figure >= target;
+        println!("{}: {what}: {figure:.3} (target: at least {target})", if kept { "kept" } else { "MISSED" });
         self.0 &= kept;
     }
 

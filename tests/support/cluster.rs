@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use haas::config::Config;
-use haas::embedded::{Layout, Postgres};
+use haas::embedded::{HaproxyProcess, Layout, Postgres};
+use haas::haproxy::{Haproxy, Proxy, Settings};
 use haas::manifest::{Manifest, migrate};
 use tempfile::TempDir;
 use toml::Value;
@@ -51,6 +52,25 @@ impl Cluster {
         Manifest::new(&self.config)
     }
 
+    /// Adds rows as the reconciler leaves them when it is done: `user-00000`'s notes on this port,
+    /// and so on. Their ids count from 0, too.
+    pub async fn settled(&self, rows: u16, first_port: u16) {
+        let insert = format!(
+            "INSERT INTO instances (id, username, appname, email, host, container_name, port, desired, phase,
+                                    generation, observed_generation, ready_at)
+             SELECT lpad(to_hex(n), 32, '0')::uuid, name, 'notes', name || '@example.com',
+                    'notes.' || name || '.haas.localhost', name || '-notes', {first_port} + n, 'running', 'running',
+                    1, 1, now()
+             FROM (SELECT n, 'user-' || lpad(n::text, 5, '0') AS name FROM generate_series(0, {rows} - 1) AS n) AS users;
+             INSERT INTO events (instance_id, kind)
+             SELECT id, kind FROM instances, unnest(ARRAY['provisioned', 'starting', 'ready', 'running']) AS kind"
+        );
+        // Each in a transaction of its own; the last leaves autovacuum nothing to do.
+        for statement in [&*insert, "VACUUM (FREEZE, ANALYZE)", "CHECKPOINT"] {
+            self.sql(statement).await.unwrap();
+        }
+    }
+
     /// Runs one statement, as an administrator with psql would.
     pub async fn sql(&self, statement: &str) -> Result<String, String> {
         sql(&self.layout, statement).await
@@ -79,5 +99,33 @@ impl Drop for Cluster {
             runtime.block_on(Postgres::stop(&layout)).ok();
         });
         stopping.join().ok();
+    }
+}
+
+/// The HAProxy of a cluster's configuration, with the manifest's routes; stopped when it is dropped.
+pub struct RunningHaproxy(Layout);
+
+impl RunningHaproxy {
+    pub async fn start(cluster: &Cluster) -> Self {
+        let (live, corrupt) = cluster.manifest().live().await.unwrap();
+        assert!(corrupt.is_empty(), "{corrupt:?}");
+        let settings = Settings::from_config(&cluster.config);
+        Haproxy::new(settings.clone()).publish_alone(&haas::reconcile::routes(&live)).await.unwrap();
+        HaproxyProcess::ensure(&cluster.layout, &settings.binary).await.unwrap();
+        Self(cluster.layout.clone())
+    }
+}
+
+impl Drop for RunningHaproxy {
+    fn drop(&mut self) {
+        let layout = self.0.clone();
+        // Dropped inside a runtime, which can't be blocked on: a thread with one of its own.
+        let stopping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+            runtime.block_on(HaproxyProcess::stop(&layout)).ok()
+        });
+        if !matches!(stopping.join(), Ok(Some(true))) {
+            eprintln!("HAProxy in {} may still run", self.0.dir().display());
+        }
     }
 }

@@ -4,7 +4,9 @@
 
 pub mod cluster;
 pub mod hoodie;
+pub mod house;
 pub mod installation;
+pub mod tenants;
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -20,16 +22,20 @@ pub struct Ports {
 
 /// A block of ports that no other test of this process has, and that nobody listens on.
 pub fn ports() -> Ports {
-    const BLOCK: u16 = 40;
+    ports_for(35)
+}
+
+/// Ports for so many tenants, and some more.
+pub fn ports_for(tenants: u16) -> Ports {
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    let size = tenants + 5;
     // Test processes that run at the same time begin at different places.
     let offset = (std::process::id() % 64) as u16 * 150;
     loop {
-        let block = NEXT.fetch_add(1, Ordering::SeqCst);
-        let first = 18_000 + (offset + block * BLOCK) % 14_000;
+        let first = 18_000 + (offset + NEXT.fetch_add(size, Ordering::SeqCst)) % 14_000;
         let free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if (first..first + BLOCK).all(free) {
-            return Ports { first, last: first + BLOCK - 5, http: first + BLOCK - 2, spare: first + BLOCK - 1 };
+        if (first..first + size).all(free) {
+            return Ports { first, last: first + tenants, http: first + size - 2, spare: first + size - 1 };
         }
     }
 }
