@@ -67,10 +67,8 @@ struct View<'a> {
     master_socket: &'a str,
     stats_socket: &'a str,
     http_bind: &'a str,
-    http_port: u16,
     /// Empty for plain HTTP alone.
     https_bind: &'a str,
-    https_port: u16,
     /// `:8443`, or nothing where the port is the scheme's own.
     https_port_suffix: String,
     /// The folder of certificates, with the slash that HAProxy's runtime commands name it by.
@@ -170,9 +168,7 @@ pub(super) fn render(settings: &Settings, routes: &Routes, template: &str) -> Re
         master_socket: &master_socket,
         stats_socket: &stats_socket,
         http_bind: &settings.http_bind,
-        http_port: settings.http_port,
         https_bind: &settings.https_bind,
-        https_port: settings.public.port,
         https_port_suffix: settings.public.port_suffix(),
         certs: format!("{certs}/"),
         hsts: settings.hsts.as_secs(),

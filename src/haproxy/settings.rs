@@ -29,8 +29,6 @@ pub struct Settings {
     pub certs: PathBuf,
     /// How end users reach the apps.
     pub public: Public,
-    /// The port of plain HTTP.
-    pub http_port: u16,
     /// How long browsers use HTTPS alone (RFC 6797); zero for no word of it.
     pub hsts: Duration,
     /// Whether the control API takes requests in the clear from other machines.
@@ -98,7 +96,6 @@ impl Settings {
             certs: certificates.live(),
             tls: certificates,
             public: config.public(),
-            http_port: config.http_port(),
             hsts: config.tls.hsts,
             allow_insecure: config.tls.allow_insecure,
             master_socket: absolute(&haproxy.master_socket),

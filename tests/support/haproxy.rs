@@ -70,7 +70,6 @@ impl Rig {
             },
             certs: path("tls/live"),
             public: Public { https: false, port },
-            http_port: port,
             hsts: Duration::ZERO,
             allow_insecure: false,
             master_socket: path("master.sock"),
