@@ -310,19 +310,23 @@ enum InLine {
 async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> Result<InLine, HaproxyError> {
     let gone = if worker.current { InLine::No } else { InLine::Already };
     let Some(present) = show_map(master, worker.pid).await? else { return Ok(gone) };
-    let Some(steps) = difference(&present, entries) else { return Ok(InLine::Already) };
-    if worker.current && !present.is_empty() {
-        log::info!("HAProxy's map differs from the manifest in {} entries; repairing it", steps.len());
+    let repair_by = repair(&present, entries);
+    if repair_by == Repair::Nothing {
+        return Ok(InLine::Already);
     }
-    if steps.len() <= REPAIRED_SINGLY {
-        for step in &steps {
-            master.tell(worker.pid, step).await?;
+    if worker.current && !present.is_empty() {
+        log::info!("HAProxy's map differs from the manifest; repairing it");
+    }
+    match repair_by {
+        Repair::Singly(steps) => {
+            for step in &steps {
+                master.tell(worker.pid, step).await?;
+            }
         }
-    } else {
-        replace_map(master, worker.pid, entries).await?;
+        Repair::Whole | Repair::Nothing => replace_map(master, worker.pid, entries).await?,
     }
     let Some(present) = show_map(master, worker.pid).await? else { return Ok(gone) };
-    Ok(if difference(&present, entries).is_none() { InLine::Repaired } else { InLine::No })
+    Ok(if repair(&present, entries) == Repair::Nothing { InLine::Repaired } else { InLine::No })
 }
 
 /// The entries of a worker's map, repeated ones included; none when the worker is not there.
@@ -341,23 +345,28 @@ pub(super) fn parse_map(answer: &str) -> Vec<(String, String)> {
     answer.lines().filter_map(entry).collect()
 }
 
-/// What would make the one out of the other; none when they are equal.
-fn difference(present: &[(String, String)], wanted: &Entries) -> Option<Vec<String>> {
+/// What would make the one out of the other.
+#[derive(Debug, PartialEq, Eq)]
+enum Repair {
+    /// They are equal.
+    Nothing,
+    /// These commands.
+    Singly(Vec<String>),
+    /// All of it anew: so much differs, or a host is there twice (of which `del map` takes all on
+    /// 2.6 and one on 3.4).
+    Whole,
+}
+
+fn repair(present: &[(String, String)], wanted: &Entries) -> Repair {
     let mut seen: HashMap<&str, &str> = HashMap::with_capacity(present.len());
-    let mut steps = Vec::new();
-    let mut repeated = HashSet::new();
     for (host, target) in present {
         if seen.insert(host, target).is_some() {
-            repeated.insert(host.as_str());
+            return Repair::Whole;
         }
     }
+    let mut steps = Vec::new();
     for (host, target) in &seen {
         match wanted.get::<str>(host) {
-            // Deleting takes every one of them.
-            Some(right) if repeated.contains(host) => {
-                steps.push(format!("del map {MAP} {host}"));
-                steps.push(format!("add map {MAP} {host} {right}"));
-            }
             Some(right) if right != target => steps.push(format!("set map {MAP} {host} {right}")),
             Some(_) => {}
             None => steps.push(format!("del map {MAP} {host}")),
@@ -365,7 +374,11 @@ fn difference(present: &[(String, String)], wanted: &Entries) -> Option<Vec<Stri
     }
     let missing = wanted.iter().filter(|(host, _)| !seen.contains_key(host.as_str()));
     steps.extend(missing.map(|(host, target)| format!("add map {MAP} {host} {target}")));
-    (!steps.is_empty()).then_some(steps)
+    match steps.len() {
+        0 => Repair::Nothing,
+        1..=REPAIRED_SINGLY => Repair::Singly(steps),
+        _ => Repair::Whole,
+    }
 }
 
 /// Replaces a worker's map in one moment, however large (management guide, `prepare map`).
@@ -422,23 +435,16 @@ mod tests {
             pairs.iter().map(|(host, target)| ((*host).to_owned(), (*target).to_owned())).collect()
         };
         let same = of(&[("c.example", "c:3"), ("a.example", "a:1"), ("b.example", "b:2")]);
-        assert_eq!(difference(&same, &wanted), None);
-        let mut steps = difference(
-            &of(&[("a.example", "a:9"), ("x.example", "x:1"), ("b.example", "b:2"), ("b.example", "b:2")]),
-            &wanted,
-        )
-        .unwrap();
+        assert_eq!(repair(&same, &wanted), Repair::Nothing);
+        let differs = of(&[("a.example", "a:9"), ("x.example", "x:1"), ("b.example", "b:2")]);
+        let Repair::Singly(mut steps) = repair(&differs, &wanted) else { panic!("so little") };
         steps.sort();
         assert_eq!(
             steps,
-            [
-                "add map routes.map b.example b:2",
-                "add map routes.map c.example c:3",
-                "del map routes.map b.example",
-                "del map routes.map x.example",
-                "set map routes.map a.example a:1",
-            ]
+            ["add map routes.map c.example c:3", "del map routes.map x.example", "set map routes.map a.example a:1",]
         );
+        let twice = of(&[("c.example", "c:3"), ("a.example", "a:1"), ("b.example", "b:2"), ("b.example", "b:2")]);
+        assert_eq!(repair(&twice, &wanted), Repair::Whole);
     }
 
     #[test]

@@ -119,6 +119,11 @@ fn certificate() -> String {
     made.cert.pem() + &made.signing_key.serialize_pem()
 }
 
+/// Another HAProxy than the one that is installed (scripts/newest-haproxy), if one is named.
+fn program() -> std::ffi::OsString {
+    std::env::var_os("HAAS_TEST_HAPROXY").unwrap_or_else(|| "haproxy".into())
+}
+
 /// With `-dW` a warning counts as an error (HAProxy management guide, section 3): a deprecated
 /// keyword is one.
 fn accepted(settings: &Settings, routes: &Routes) -> Result<(), String> {
@@ -137,7 +142,7 @@ fn accepted(settings: &Settings, routes: &Routes) -> Result<(), String> {
     std::fs::write(folder.path().join(MAP), candidate.map()).unwrap();
     std::fs::write(folder.path().join(files::CFG), candidate.cfg()).unwrap();
     let output =
-        Command::new("haproxy").args(["-dW", "-c", "-f"]).arg(folder.path().join(files::CFG)).output().unwrap();
+        Command::new(program()).args(["-dW", "-c", "-f"]).arg(folder.path().join(files::CFG)).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if output.status.success() && !said.contains("WARNING") { Ok(()) } else { Err(said) }
 }
