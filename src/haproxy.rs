@@ -69,7 +69,8 @@ pub struct Publication {
     /// When a reload will give new apps their sections, or bring in what else has changed in
     /// haproxy.cfg; none when the running worker has all of it. Publish again then.
     pub reload_due: Option<Instant>,
-    /// What is wrong with certificates; the routes are as they should be all the same.
+    /// What is wrong with haproxy.cfg or with certificates; the routes are as they should be all
+    /// the same.
     pub trouble: Option<String>,
 }
 
@@ -162,6 +163,9 @@ pub trait Proxy: Send + Sync + 'static {
         async { self.publish(routes, self.now().await).await }
     }
 
+    /// What was seen before may be old: somebody else may have acted meanwhile.
+    fn forget(&self) -> impl Future<Output = ()> + Send;
+
     /// This moment. Ask before the routes are read that are published.
     fn now(&self) -> impl Future<Output = Moment> + Send;
 
@@ -217,6 +221,8 @@ struct Memory {
     rendered: Option<(Routes, String, Arc<Candidate>)>,
     /// The last reload, and haproxy.cfg without sections as it was then.
     reloaded: Option<(Instant, String)>,
+    /// The generation that the last reload failed with, if it did.
+    failed: Option<publish::FailedReload>,
     /// When the workers' maps were last compared.
     compared: Option<Instant>,
     /// When HAProxy was last reloaded for certificates alone.
@@ -355,20 +361,25 @@ impl Proxy for Haproxy {
         // routes as they are, nor the other way round.
         let settled = self.certs.settle(routes).await;
         let published = async {
-            let candidate = self.rendered(&mut memory, routes).await?;
             if self.settings.live_routes {
-                self.publish_live(&mut memory, &candidate, routes, read).await
+                self.publish_live(&mut memory, routes, read).await
             } else {
+                let candidate = self.rendered(&mut memory, routes).await?;
                 self.publish_by_reload(&candidate).await
             }
         };
         let published = published.await;
         let in_force = self.certificates_in_force(&mut memory, routes).await;
-        let trouble = settled.and(in_force).err();
-        published.map(|publication| Publication {
-            trouble: trouble.map(|why| format!("certificates: {why}")),
-            ..publication
+        let certificates = settled.and(in_force).err().map(|why| format!("certificates: {why}"));
+        published.map(|publication| {
+            let troubles: Vec<String> = publication.trouble.into_iter().chain(certificates).collect();
+            Publication { trouble: (!troubles.is_empty()).then(|| troubles.join("; ")), ..publication }
         })
+    }
+
+    async fn forget(&self) {
+        *self.publishing.lock().await = Memory::default();
+        self.lane.forget().await;
     }
 
     async fn now(&self) -> Moment {

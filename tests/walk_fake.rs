@@ -108,6 +108,7 @@ async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, port
             state.rejecting = random.random_bool(0.2);
             state.engine_down = random.random_bool(0.2);
             state.no_lane = random.random_bool(0.3);
+            state.unsure = random.random_bool(0.3);
         }
     }
 }
@@ -116,7 +117,7 @@ fn calm(fake: &FakeWorld) {
     let mut state = fake.state();
     state.containers.retain(|_, container| container.instance.is_some());
     (state.proxy_down, state.rejecting, state.engine_down) = (false, false, false);
-    state.no_lane = false;
+    (state.no_lane, state.unsure) = (false, false);
     state.mute.clear();
     state.occupied.clear();
     // Docker's restart policy brings back what crashed.

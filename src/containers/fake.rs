@@ -55,6 +55,8 @@ pub struct State {
     pub reloads: u64,
     /// Whether the proxy has no live lane.
     pub no_lane: bool,
+    /// Whether the lane does as it is told, and is never sure of it.
+    pub unsure: bool,
     /// Counts changes through the lane.
     sequence: u64,
     /// Hosts that were changed through the lane, when, and to what.
@@ -235,6 +237,8 @@ impl Proxy for FakeWorld {
         Ok(Publication { generation: "fake".to_owned(), standing, reload_due: None, trouble: None })
     }
 
+    async fn forget(&self) {}
+
     async fn now(&self) -> Moment {
         Moment(self.state().sequence)
     }
@@ -262,7 +266,8 @@ impl Proxy for FakeWorld {
             }
         }
         self.faults.hit(Boundary::RunningMapChanged).await;
-        Ok(!self.state().proxy_down)
+        let state = self.state();
+        Ok(!state.proxy_down && !state.unsure)
     }
 
     async fn busy(&self, _: u16) -> Result<bool, HaproxyError> {

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::master::{Master, Worker};
 use super::render::{MAP, map_text};
@@ -35,6 +36,8 @@ const REPAIRED_SINGLY: usize = 64;
 /// What a worker takes as one command: its buffer has 16 KiB (`tune.bufsize`).
 const PAYLOAD: usize = 12 * 1024;
 
+/// How long an old worker that gave no answer is left alone.
+const DEAF_REST: Duration = Duration::from_secs(60);
 /// How soon what is in doubt is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -62,6 +65,8 @@ struct State {
     recent: HashMap<Hostname, u64>,
     /// A worker may be reading routes.map right now.
     reloading: bool,
+    /// Old workers that gave no answer, and when: each question costs seconds.
+    deaf: HashMap<i32, Instant>,
 }
 
 /// How far the workers follow.
@@ -71,8 +76,10 @@ pub(super) enum Following {
     All,
     /// HAProxy is down.
     Nobody,
-    /// Not every one.
+    /// The current one does not.
     InDoubt,
+    /// The current one does; an old one does not, and no reload would help it.
+    OldInDoubt,
 }
 
 impl Lane {
@@ -108,33 +115,35 @@ impl Lane {
             steps.push(Entry { host, before, after: target.as_deref() });
             state.recent.insert(host.clone(), state.sequence);
         }
+        // Whoever is dropped on the way from here has told nobody, or not all.
+        let agreed = std::mem::take(&mut state.agreed);
         let changes = steps.iter().any(Entry::changes);
         let written = if changes { write_map(&self.dir, &entries).await } else { Ok(()) };
         state.entries = Some(entries);
-        if let Err(error) = written {
-            state.agreed.clear();
-            return Err(error);
-        }
+        written?;
         self.faults.hit(Boundary::MapSwapped).await;
-        match self.tell_all(master, state, &steps).await {
+        match self.tell_all(master, &agreed, state.reloading, &steps).await {
             Ok(true) => {
+                state.agreed = agreed;
                 self.faults.hit(Boundary::RunningMapChanged).await;
-                Ok(!state.reloading)
+                Ok(true)
             }
-            Ok(false) => {
-                state.agreed.clear();
-                Ok(false)
-            }
+            Ok(false) => Ok(false),
             Err(error) => {
                 log::debug!("the live lane is in doubt: {error}");
-                state.agreed.clear();
                 Ok(false)
             }
         }
     }
 
     /// Whether every living worker is known, was told, and has it.
-    async fn tell_all(&self, master: &Master, state: &State, steps: &[Entry<'_>]) -> Result<bool, HaproxyError> {
+    async fn tell_all(
+        &self,
+        master: &Master,
+        agreed: &HashSet<i32>,
+        reloading: bool,
+        steps: &[Entry<'_>],
+    ) -> Result<bool, HaproxyError> {
         let mut line: Vec<String> = steps.iter().filter_map(Entry::command).collect();
         line.extend(steps.iter().map(Entry::question));
         line.push("show info".to_owned());
@@ -142,16 +151,16 @@ impl Lane {
         let Some(pid) = answer.lines().find_map(|line| line.strip_prefix("Pid: ")?.trim().parse::<i32>().ok()) else {
             return Ok(false);
         };
-        let told = answer.lines().filter(|line| line.starts_with("type=str"));
-        if !steps.iter().zip(told).all(|(entry, answer)| entry.is_told_by(answer)) {
+        let told: Vec<&str> = answer.lines().filter(|line| line.starts_with("type=str")).collect();
+        if told.len() != steps.len() || !steps.iter().zip(told).all(|(entry, answer)| entry.is_told_by(answer)) {
             return Ok(false);
         }
-        if state.reloading {
+        if reloading {
             // The master is busy with itself, and all is compared when it is done.
-            return Ok(true);
+            return Ok(false);
         }
         let Some(processes) = master.processes().await? else { return Ok(false) };
-        if !processes.workers.iter().all(|worker| state.agreed.contains(&worker.pid))
+        if !processes.workers.iter().all(|worker| agreed.contains(&worker.pid))
             || !processes.workers.iter().any(|worker| worker.pid == pid)
         {
             return Ok(false);
@@ -183,6 +192,11 @@ impl Lane {
     ) -> Result<Following, HaproxyError> {
         let mut guard = self.state.lock().await;
         let state = &mut *guard;
+        if state.reloading {
+            // The publication that began the reload was dropped before it saw the end.
+            state.reloading = false;
+            state.agreed.clear();
+        }
         state.recent.retain(|_, changed| *changed > since);
         if let Some(entries) = &state.entries {
             for host in state.recent.keys() {
@@ -201,6 +215,18 @@ impl Lane {
         }
         state.entries = Some(wanted);
         self.follow(master, state).await
+    }
+
+    /// What was seen before may be old: somebody else has acted meanwhile.
+    pub async fn forget(&self) {
+        let mut state = self.state.lock().await;
+        (state.agreed, state.reloading) = (HashSet::new(), false);
+    }
+
+    /// How far the workers follow now.
+    pub async fn look(&self, master: &Master) -> Result<Following, HaproxyError> {
+        let mut guard = self.state.lock().await;
+        self.follow(master, &mut guard).await
     }
 
     /// From here on a worker may be reading routes.map.
@@ -237,13 +263,16 @@ impl Lane {
         };
         let living: HashSet<i32> = processes.workers.iter().map(|worker| worker.pid).collect();
         state.agreed.retain(|pid| living.contains(pid));
-        let mut repaired = false;
+        state.deaf.retain(|pid, _| living.contains(pid));
+        let (mut repaired, mut old_in_doubt) = (false, false);
         for worker in &processes.workers {
-            if state.agreed.contains(&worker.pid) {
+            let deaf = state.deaf.get(&worker.pid).is_some_and(|since| since.elapsed() < DEAF_REST);
+            if state.agreed.contains(&worker.pid) || deaf {
                 continue;
             }
             match bring_in_line(master, worker, entries).await {
-                Ok(InLine::No) => return Ok(Following::InDoubt),
+                Ok(InLine::No) if worker.current => return Ok(Following::InDoubt),
+                Ok(InLine::No) => old_in_doubt = true,
                 Ok(line) => {
                     repaired |= line == InLine::Repaired;
                     state.agreed.insert(worker.pid);
@@ -251,6 +280,7 @@ impl Lane {
                 // One that gives no answer takes no request either, and is on its way out.
                 Err(error) if !worker.current => {
                     log::warn!("an old worker of HAProxy (process {}) is left alone: {error}", worker.pid);
+                    state.deaf.insert(worker.pid, Instant::now());
                 }
                 Err(error) => return Err(error),
             }
@@ -258,7 +288,11 @@ impl Lane {
         if repaired {
             self.faults.hit(Boundary::RunningMapChanged).await;
         }
-        Ok(if processes.workers.is_empty() { Following::Nobody } else { Following::All })
+        Ok(match processes.workers.first() {
+            None => Following::Nobody,
+            Some(_) if old_in_doubt => Following::OldInDoubt,
+            Some(_) => Following::All,
+        })
     }
 }
 
@@ -309,7 +343,7 @@ enum InLine {
 /// Compares a worker's map, repairs it, and compares once more. One that has left is in line.
 async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> Result<InLine, HaproxyError> {
     let gone = if worker.current { InLine::No } else { InLine::Already };
-    let Some(present) = show_map(master, worker.pid).await? else { return Ok(gone) };
+    let Some(present) = show_map(master, worker, entries).await? else { return Ok(gone) };
     let repair_by = repair(&present, entries);
     if repair_by == Repair::Nothing {
         return Ok(InLine::Already);
@@ -325,14 +359,24 @@ async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> R
         }
         Repair::Whole | Repair::Nothing => replace_map(master, worker.pid, entries).await?,
     }
-    let Some(present) = show_map(master, worker.pid).await? else { return Ok(gone) };
+    let Some(present) = show_map(master, worker, entries).await? else { return Ok(gone) };
     Ok(if repair(&present, entries) == Repair::Nothing { InLine::Repaired } else { InLine::No })
 }
 
-/// The entries of a worker's map, repeated ones included; none when the worker is not there.
-async fn show_map(master: &Master, pid: i32) -> Result<Option<Vec<(String, String)>>, HaproxyError> {
-    let answer = master.tell(pid, &format!("show map {MAP}")).await?;
-    Ok(answer.map(|answer| parse_map(&answer)))
+/// The entries of a worker's map, repeated ones included; none when the worker is not there, or is
+/// an old one that has no such map: it ran something else before, and routes by nothing of ours.
+async fn show_map(
+    master: &Master,
+    worker: &Worker,
+    entries: &Entries,
+) -> Result<Option<Vec<(String, String)>>, HaproxyError> {
+    let answer = master.tell(worker.pid, &format!("show map {MAP}")).await?;
+    let ours = |answer: &String| worker.current || !answer.starts_with("Unknown map");
+    let mut present = Vec::with_capacity(entries.len());
+    Ok(answer.filter(ours).map(|answer| {
+        present.extend(parse_map(&answer));
+        present
+    }))
 }
 
 /// Lines such as `0x55f8d4ebe1a0 notes.alice.example notes.alice.example:5521`.

@@ -16,12 +16,33 @@ const COMPARE_EVERY: Duration = Duration::from_secs(10);
 /// Between two reloads for certificates alone.
 const RELOAD_REST: Duration = Duration::from_secs(10);
 
+/// The longest rest after reloads that failed.
+const FAILED_REST_MAX: Duration = Duration::from_secs(300);
+
+/// A generation that no worker came up with.
+pub(super) struct FailedReload {
+    generation: String,
+    reason: String,
+    attempts: u32,
+}
+
+/// A publication whose routes are in force as far as `following` goes.
+fn confirmed(publication: Publication, following: Following) -> Result<Publication, HaproxyError> {
+    let reason = match following {
+        Following::All => return Ok(publication),
+        Following::Nobody => return Ok(Publication { standing: Standing::Down, ..publication }),
+        Following::InDoubt => "the running worker does not have the routes",
+        Following::OldInDoubt => "an old worker does not have the routes",
+    };
+    Err(HaproxyError::Unconfirmed { generation: publication.generation, reason: reason.to_owned(), restored: false })
+}
+
 impl Haproxy {
-    /// The routes through the lane; then haproxy.cfg, at once or when its time has come.
+    /// The routes through the lane; then haproxy.cfg, at once or when its time has come. What is
+    /// wrong with haproxy.cfg does not keep routes from being in force.
     pub(super) async fn publish_live(
         &self,
         memory: &mut Memory,
-        candidate: &Arc<Candidate>,
         routes: &Routes,
         read: Moment,
     ) -> Result<Publication, HaproxyError> {
@@ -29,53 +50,69 @@ impl Haproxy {
         let compare = memory.compared.is_none_or(|at| at.elapsed() >= COMPARE_EVERY);
         let following = self.lane.settle(&self.master, routes.entries(&self.settings.domain), read.0, compare).await?;
         memory.compared = compare.then(Instant::now).or(memory.compared);
-        let running = self.master.running().await?;
-        let runs = matches!(&running, Running::Generation(running) if running == candidate.generation());
-        let mut publication = Publication {
-            generation: candidate.generation().to_owned(),
-            standing: Standing::Live,
-            reload_due: None,
-            trouble: None,
+        let error = match self.publish_config(memory, routes, following).await {
+            Ok(publication) => return Ok(publication),
+            Err(error) => error,
         };
-        let skeleton = self.skeleton(memory).await?;
-        if runs && following == Following::All {
-            self.put_config_in_place(candidate, &running).await?;
-            let since = memory.reloaded.take().map_or_else(Instant::now, |(at, _)| at);
-            memory.reloaded = Some((since, skeleton));
-            return Ok(publication);
+        // A reload that failed may have changed who is there.
+        if following == Following::All && self.lane.look(&self.master).await? == Following::All {
+            let trouble = Some(error.to_string());
+            let generation = self.running_generation().await?.unwrap_or_default();
+            return Ok(Publication { generation, standing: Standing::Live, reload_due: None, trouble });
         }
+        Err(error)
+    }
+
+    async fn publish_config(
+        &self,
+        memory: &mut Memory,
+        routes: &Routes,
+        following: Following,
+    ) -> Result<Publication, HaproxyError> {
+        let candidate = self.rendered(memory, routes).await?;
+        let generation = candidate.generation().to_owned();
+        let running = self.master.running().await?;
+        let runs = matches!(&running, Running::Generation(running) if *running == generation);
+        let mut publication = Publication { generation, standing: Standing::Live, reload_due: None, trouble: None };
+        let skeleton = self.skeleton(memory).await?;
         if running == Running::Down {
-            self.put_config_in_place(candidate, &running).await?;
+            self.put_config_in_place(&candidate, &running).await?;
             publication.standing = Standing::Down;
             return Ok(publication);
         }
-        // Only sections can wait, and only while the routes are in force.
-        if following == Following::All
+        if runs && following != Following::InDoubt {
+            self.put_config_in_place(&candidate, &running).await?;
+            let since = memory.reloaded.take().map_or_else(Instant::now, |(at, _)| at);
+            (memory.reloaded, memory.failed) = (Some((since, skeleton)), None);
+            return confirmed(publication, following);
+        }
+        // Only sections can wait, and only while the current worker has the routes.
+        if following != Following::InDoubt
             && let Some((at, of)) = &memory.reloaded
             && *of == skeleton
         {
-            let due = self.sections_due(*at).await?;
+            let failed = memory.failed.as_ref().filter(|failed| failed.generation == publication.generation);
+            let due = self.sections_due(*at, failed.map_or(0, |failed| failed.attempts)).await?;
             if due > Instant::now() {
                 publication.reload_due = Some(due);
-                return Ok(publication);
+                publication.trouble = failed.map(|failed| failed.reason.clone());
+                return confirmed(publication, following);
             }
         }
-        self.put_config_in_place(candidate, &running).await?;
+        self.put_config_in_place(&candidate, &running).await?;
         self.lane.reload_begins().await;
         let reloaded = self.reload(candidate.generation()).await;
         let following = self.lane.reload_ends(&self.master).await;
-        // One that failed is not tried again and again, either.
         memory.reloaded = Some((Instant::now(), skeleton));
-        reloaded?;
-        match following? {
-            Following::All => Ok(publication),
-            Following::Nobody => Ok(Publication { standing: Standing::Down, ..publication }),
-            Following::InDoubt => Err(HaproxyError::Unconfirmed {
-                generation: publication.generation,
-                reason: "not every worker has the routes".to_owned(),
-                restored: false,
-            }),
+        if let Err(error) = reloaded {
+            let generation = publication.generation;
+            let before = memory.failed.take().filter(|failed| failed.generation == generation);
+            let attempts = before.map_or(0, |failed| failed.attempts).saturating_add(1);
+            memory.failed = Some(FailedReload { generation, reason: error.to_string(), attempts });
+            return Err(error);
         }
+        memory.failed = None;
+        confirmed(publication, following?)
     }
 
     /// Everything by a reload, the map too.
@@ -132,9 +169,15 @@ impl Haproxy {
         self.certs.follow(&self.master).await.map_err(|error| Some(error.to_string()))?.map_err(Some)
     }
 
-    /// When the next reload may give apps their sections.
-    async fn sections_due(&self, reloaded: Instant) -> Result<Instant, HaproxyError> {
-        let due = reloaded + self.settings.reload_min_interval;
+    /// When the next reload may give apps their sections: later and later while it fails.
+    async fn sections_due(&self, reloaded: Instant, failures: u32) -> Result<Instant, HaproxyError> {
+        let rest = self.settings.reload_min_interval;
+        let rest = if failures == 0 {
+            rest
+        } else {
+            rest.max(Duration::from_secs(1)).saturating_mul(1 << failures.min(16)).min(FAILED_REST_MAX)
+        };
+        let due = reloaded + rest;
         let now = Instant::now();
         if due > now {
             return Ok(due);

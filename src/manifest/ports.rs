@@ -3,7 +3,7 @@
 //! A port belongs to the row that has it. It is withheld while something else on the host
 //! holds it, or while an old HAProxy worker may still route some host to it.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Integer, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -14,6 +14,10 @@ use crate::config::PortRange;
 
 const OCCUPIED: &str = "occupied";
 const DRAINING: &str = "draining";
+/// A port rests so long after it was given back: a request that HAProxy tries again and again,
+/// because its app refuses connections, may for some seconds reach whoever listens there next.
+/// The template's `retries` and `timeout connect` make that four seconds, up to eight.
+const REST: TimeDelta = TimeDelta::seconds(15);
 
 /// A port that is not given out at the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +103,8 @@ impl Manifest {
     }
 
     /// Frees the ports that no HAProxy worker can route to any more: those given back before
-    /// the oldest worker that is on its way out had started, or all when there is none.
+    /// the oldest worker that is on its way out had started, or all when there is none. Each
+    /// rests for some seconds in any case, for the requests that are still being retried.
     ///
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
@@ -107,7 +112,7 @@ impl Manifest {
         &self,
         oldest_leaving_worker: Option<DateTime<Utc>>,
     ) -> Result<usize, ManifestError> {
-        let before = oldest_leaving_worker.unwrap_or(DateTime::<Utc>::MAX_UTC).min(Utc::now());
+        let before = oldest_leaving_worker.unwrap_or(DateTime::<Utc>::MAX_UTC).min(Utc::now() - REST);
         self.run(async move |conn| {
             Ok(diesel::delete(withheld_ports::table)
                 .filter(withheld_ports::reason.eq(DRAINING))

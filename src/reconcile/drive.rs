@@ -259,10 +259,15 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
             let known = self.published.read().map(|published| published.hosts(instance));
             RouteChange::Unset(known.unwrap_or_else(|_| instance.hosts().cloned().collect()))
         };
+        let Some(port) = instance.port else { return false };
+        // It may be in force from now on, whatever comes of it.
+        if let Ok(mut published) = self.published.write() {
+            published.doubt(port);
+        }
         match self.world.proxy.change(&change).await {
             Ok(true) => {
                 if let Ok(mut published) = self.published.write() {
-                    published.changed(change);
+                    published.changed(port, change);
                 }
                 true
             }

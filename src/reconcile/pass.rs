@@ -106,10 +106,10 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
     /// One look at everything. Says when the next one is due at the latest, if before the period.
     pub async fn pass(&mut self) -> Option<DateTime<Utc>> {
         // What is changed from here on is newer than what is read now.
-        let read = self.world.proxy.now().await;
         if let Ok(mut published) = self.published.write() {
             published.reading();
         }
+        let read = self.world.proxy.now().await;
         let (live, corrupt) = match self.world.manifest.live().await {
             Ok(found) => found,
             Err(error) => {

@@ -43,6 +43,12 @@ pub(super) struct Published {
     under_way: Option<Routes>,
     /// Changes of single apps since the routes were read that are being published: they are newer.
     meanwhile: BTreeMap<Hostname, Option<Route>>,
+    /// Ports that may or may not be routed to: a change that is not sure, a publication that
+    /// failed half-way. With the number of the doubt.
+    doubtful: BTreeMap<u16, u64>,
+    /// How many doubts there were, and how many of them when the routes were last read.
+    doubts: u64,
+    doubts_read: u64,
 }
 
 impl Published {
@@ -50,12 +56,16 @@ impl Published {
     pub fn reading(&mut self) {
         if self.under_way.is_none() {
             self.meanwhile.clear();
+            self.doubts_read = self.doubts;
         }
     }
 
     /// Whether HAProxy sends requests for an instance to it; none while that is not known.
     pub fn routed(&self, instance: &Instance) -> Option<bool> {
         let confirmed = self.confirmed(instance)?;
+        if self.doubtful.contains_key(&instance.port?) {
+            return None;
+        }
         // A publication that says otherwise may come into force at any moment.
         let changing = self.under_way.as_ref().is_some_and(|next| leads_to(next, instance) != confirmed)
             && !self.meanwhile.contains_key(&instance.host);
@@ -106,8 +116,17 @@ impl Published {
         self.tried = None;
     }
 
+    /// Takes down that it is not known whether anything leads to a port, until a publication of
+    /// routes that are read from here on says so.
+    pub fn doubt(&mut self, port: u16) {
+        self.doubts += 1;
+        self.doubtful.insert(port, self.doubts);
+        self.look_again();
+    }
+
     /// Takes down that an instance's route was changed alone, and is in force.
-    pub fn changed(&mut self, change: RouteChange) {
+    pub fn changed(&mut self, port: u16, change: RouteChange) {
+        self.doubtful.remove(&port);
         let changes: Vec<(Hostname, Option<Route>)> = match change {
             RouteChange::Set(route) => vec![(route.host.clone(), Some(route))],
             RouteChange::Unset(hosts) => hosts.into_iter().map(|host| (host, None)).collect(),
@@ -133,16 +152,25 @@ impl Published {
                     apply(&mut routes, &host, route);
                 }
                 self.confirmed = Some((routes, publication.standing));
+                let read = self.doubts_read;
+                self.doubtful.retain(|_, doubt| *doubt > read);
                 self.reload_due = publication.reload_due;
                 let down = matches!(publication.standing, Standing::Down);
                 let down = down.then(|| "does not run; its files are in place for when it does".to_owned());
                 down.or_else(|| publication.trouble.clone())
             }
-            // The last good configuration serves on: what a worker had confirmed stays confirmed.
-            // What was only written may or may not have been taken up meanwhile.
+            // The last good configuration serves on; but some of it may be in force already, and
+            // what was only written may or may not have been taken up meanwhile.
             Err(error) => {
-                if matches!(self.confirmed, Some((_, Standing::Down))) {
-                    self.confirmed = None;
+                match self.confirmed.take() {
+                    Some((confirmed, Standing::Live)) => {
+                        for port in differing_ports(&confirmed, &routes) {
+                            self.doubts += 1;
+                            self.doubtful.insert(port, self.doubts);
+                        }
+                        self.confirmed = Some((confirmed, Standing::Live));
+                    }
+                    Some((_, Standing::Down)) | None => {}
                 }
                 Some(error.to_string())
             }
@@ -155,6 +183,14 @@ impl Published {
 fn leads_to(routes: &Routes, instance: &Instance) -> bool {
     let Some(port) = instance.port else { return false };
     routes.contains(&instance.host, port) || (!instance.routable() && !routes.hosts_of(port).is_empty())
+}
+
+/// Ports that one of them leads to by a host, and the other does not.
+fn differing_ports(one: &Routes, other: &Routes) -> BTreeSet<u16> {
+    let missing = |here: &Routes, there: &Routes| -> Vec<u16> {
+        here.iter().filter(|route| !there.contains(&route.host, route.port)).map(|route| route.port).collect()
+    };
+    missing(one, other).into_iter().chain(missing(other, one)).collect()
 }
 
 fn apply(routes: &mut Routes, host: &Hostname, route: Option<Route>) {
@@ -215,7 +251,35 @@ mod tests {
         assert_eq!(published.routed(&row), Some(false));
         publish(&mut published, &with, &outcome(Standing::Live));
         publish(&mut published, &without, &failed());
-        assert_eq!(published.routed(&row), Some(true), "the last good configuration serves on");
+        assert_eq!(published.routed(&row), None, "some of it may be in force already");
+        published.reading();
+        publish(&mut published, &with, &outcome(Standing::Live));
+        assert_eq!(published.routed(&row), Some(true));
+    }
+
+    #[test]
+    fn a_change_that_is_not_sure_leaves_doubt_until_routes_that_were_read_later_are_in_force() {
+        let (row, mut published) = (instance(), Published::default());
+        let without = Routes::default();
+        let port = row.port.unwrap();
+        published.reading();
+        publish(&mut published, &without, &outcome(Standing::Live));
+        assert_eq!(published.routed(&row), Some(false));
+        // Read before the change, in force after it.
+        published.reading();
+        published.trying(&without);
+        published.doubt(port);
+        assert_eq!(published.routed(&row), None);
+        published.tried(without.clone(), &outcome(Standing::Live));
+        assert_eq!(published.routed(&row), None, "what it has left alone is not known");
+        assert!(published.due(&without, Duration::MAX));
+        published.reading();
+        publish(&mut published, &without, &outcome(Standing::Live));
+        assert_eq!(published.routed(&row), Some(false));
+        // One that is sure takes the doubt away.
+        published.doubt(port);
+        published.changed(port, RouteChange::Set(route(&row).unwrap()));
+        assert_eq!(published.routed(&row), Some(true));
     }
 
     #[test]
@@ -236,7 +300,7 @@ mod tests {
         let all = published.hosts(&row);
         assert_eq!(all, [row.host.clone(), old.host.clone(), host("www.example.org")]);
         published.trying(&routes([&old]));
-        published.changed(RouteChange::Unset(all));
+        published.changed(row.port.unwrap(), RouteChange::Unset(all));
         assert_eq!(published.routed(&row), Some(false));
         published.tried(routes([&old]), &outcome(Standing::Live));
         assert_eq!(published.routed(&row), Some(false), "the change was the newer one");

@@ -81,6 +81,7 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
 
     /// Acts until the lock may be lost. What is under way is dropped with the actor.
     async fn act(&self, leader: Leader) -> ManifestError {
+        self.world.proxy.forget().await;
         let mut actor = Actor::new(Arc::clone(&self.world), self.health.clone(), self.nudges.clone());
         tokio::select! {
             lost = leader.hold() => lost,
