@@ -359,3 +359,21 @@ async fn only_modern_tls_is_spoken() {
     assert!(spoken("-tls1_3") && spoken("-tls1_2"));
     assert!(!spoken("-tls1_1") && !spoken("-tls1"));
 }
+
+#[tokio::test]
+async fn slow_heads_on_plain_http_take_no_room_from_https() {
+    let mut rig = rig(true);
+    rig.settings.maxconn = 20;
+    rig.settings.app_maxconn = 20;
+    let notes = Stub::new("notes").await;
+    started(&mut rig, &routes(&[("notes", notes.port)])).await;
+    let mut slow = Vec::new();
+    for _ in 0..150 {
+        let mut client = support::Client::connect(rig.port).await;
+        client.try_send("GET / HTTP/1.1\r\nHost: ").await;
+        slow.push(client);
+    }
+    let client = client_of(&tls(&rig).join("ca.pem"));
+    let url = format!("https://notes.alice.haas.localhost:{}/", rig.settings.public.port);
+    assert_eq!(client.get(url).send().await.unwrap().status(), 200);
+}

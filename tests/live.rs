@@ -1,13 +1,17 @@
 //! The live lane on a real HAProxy: a change is in force at once, in every living worker, and
 //! whatever disturbs it is repaired.
 
+#![cfg(feature = "failpoints")]
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 
 #[path = "support/haproxy.rs"]
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use haas::failpoint::{Boundary, Faults};
 use haas::haproxy::{Haproxy, Moment, Proxy, RouteChange, Routes, Standing};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -273,4 +277,80 @@ async fn sections_wait_while_too_many_old_workers_live() {
     tokio::time::sleep_until(published.reload_due.unwrap()).await;
     assert_eq!(haproxy.publish_alone(&both).await.unwrap().reload_due, None);
     assert!(rig.read("haproxy.cfg").contains(TODO));
+}
+
+/// A publisher that can be stopped at a boundary, to be dropped there.
+fn freezing(rig: &Rig, at: Boundary) -> (Haproxy, Arc<AtomicBool>) {
+    let frozen = Arc::new(AtomicBool::new(false));
+    let freeze = Arc::clone(&frozen);
+    let faults = Faults::freezing(move |boundary| boundary == at && freeze.load(Ordering::SeqCst));
+    (rig.haproxy().with_faults(faults), frozen)
+}
+
+async fn dropped<T>(frozen: &AtomicBool, work: impl Future<Output = T>) {
+    frozen.store(true, Ordering::SeqCst);
+    assert!(tokio::time::timeout(Duration::from_millis(700), work).await.is_err(), "it was frozen");
+    frozen.store(false, Ordering::SeqCst);
+}
+
+#[tokio::test]
+async fn a_change_that_was_dropped_between_the_file_and_the_workers_is_made_good() {
+    let mut rig = Rig::new(true);
+    rig.settings.sections_max = 0;
+    let (notes, todo, control) = (Stub::new("notes").await, Stub::new("todo").await, Stub::new("control").await);
+    rig.settings.control = vec![format!("127.0.0.1:{}", control.port)];
+    let (haproxy, frozen) = freezing(&rig, Boundary::MapSwapped);
+    let both = routes(&[("notes", notes.port), ("todo", todo.port)]);
+    haproxy.publish_alone(&both).await.unwrap();
+    rig.start().await;
+    haproxy.publish_alone(&both).await.unwrap();
+    dropped(&frozen, haproxy.change(&RouteChange::Unset(vec![host("todo")]))).await;
+    assert_eq!(rig.get(TODO, "/").await.by(), "todo", "nobody was told");
+    let without = routes(&[("notes", notes.port)]);
+    assert_eq!(haproxy.publish_alone(&without).await.unwrap().standing, Standing::Live);
+    assert_eq!(rig.get(TODO, "/").await.by(), "control");
+    assert_eq!(haproxy.map_differences(&without).await.unwrap(), Some(0));
+}
+
+#[tokio::test]
+async fn a_publication_that_was_dropped_while_it_reloads_is_no_doubt_for_ever() {
+    let mut rig = Rig::new(true);
+    let (notes, todo) = (Stub::new("notes").await, Stub::new("todo").await);
+    let (haproxy, frozen) = freezing(&rig, Boundary::HaproxySignalled);
+    let of = routes(&[("notes", notes.port)]);
+    haproxy.publish_alone(&of).await.unwrap();
+    rig.start().await;
+    haproxy.publish_alone(&of).await.unwrap();
+    let more = routes(&[("notes", notes.port), ("todo", todo.port)]);
+    dropped(&frozen, haproxy.publish_alone(&more)).await;
+    assert_eq!(haproxy.publish_alone(&more).await.unwrap().standing, Standing::Live);
+    assert!(haproxy.change(&RouteChange::Set(route("new", todo.port))).await.unwrap());
+    assert_eq!(rig.get("new.alice.haas.localhost", "/").await.by(), "todo");
+}
+
+#[tokio::test]
+async fn a_worker_from_before_that_ran_something_else_costs_one_reload_and_no_more() {
+    let mut rig = Rig::new(true);
+    let notes = Stub::new("notes").await;
+    let before = format!(
+        "global\n set-var proc.haas_generation str(x)\n stats socket {} mode 600 level admin\n\
+         defaults\n mode http\n timeout connect 1s\n timeout client 1m\n timeout server 1m\n\
+         frontend f\n bind 127.0.0.1:{}\n default_backend b\nbackend b\n server s 127.0.0.1:{}\n",
+        rig.settings.stats_socket.display(),
+        rig.port,
+        notes.port
+    );
+    std::fs::create_dir_all(&rig.settings.dir).unwrap();
+    std::fs::write(rig.path("haproxy.cfg"), before).unwrap();
+    rig.start().await;
+    let mut stream = Client::connect(rig.port).await;
+    stream.send(&format!("GET /stream HTTP/1.1\r\nHost: {NOTES}\r\n\r\n")).await;
+    stream.head().await;
+    let haproxy = rig.haproxy();
+    for _ in 0..3 {
+        let published = haproxy.publish_alone(&routes(&[("notes", notes.port)])).await.unwrap();
+        assert_eq!(published.standing, Standing::Live);
+    }
+    assert_eq!(haproxy.workers().await.unwrap().len(), 2);
+    assert!(stream.bytes().await > 0);
 }
