@@ -221,6 +221,8 @@ struct Memory {
     rendered: Option<(Routes, String, Arc<Candidate>)>,
     /// The last reload, and haproxy.cfg without sections as it was then.
     reloaded: Option<(Instant, String)>,
+    /// Whether the template may be half written, and was not read.
+    half_written: bool,
     /// The generation that the last reload failed with, if it did.
     failed: Option<publish::FailedReload>,
     /// When the workers' maps were last compared.
@@ -295,7 +297,9 @@ impl Haproxy {
     /// # Errors
     /// [`HaproxyError::Socket`].
     pub async fn running_map(&self) -> Result<Vec<(String, String)>, HaproxyError> {
-        Ok(self.master.running_map().await?.map(|answer| lane::parse_map(&answer)).unwrap_or_default())
+        let answer = self.master.running_map().await?.unwrap_or_default();
+        let owned = |(host, target): (&str, &str)| (host.to_owned(), target.to_owned());
+        Ok(lane::parse_map(&answer).into_iter().map(owned).collect())
     }
 
     /// In how many entries the running worker's map differs from these routes; none when HAProxy
@@ -311,9 +315,10 @@ impl Haproxy {
                 .into_iter()
                 .map(|(host, target)| (host.to_string(), target))
                 .collect();
-            let present: BTreeMap<String, String> = lane::parse_map(&answer).into_iter().collect();
-            let changed = wanted.iter().filter(|(host, target)| present.get(*host) != Some(target)).count();
-            changed + present.keys().filter(|host| !wanted.contains_key(*host)).count()
+            let present: BTreeMap<&str, &str> = lane::parse_map(&answer).into_iter().collect();
+            let differs = |host: &str, target: &str| present.get(host) != Some(&target);
+            let changed = wanted.iter().filter(|(host, target)| differs(host, target)).count();
+            changed + present.keys().filter(|host| !wanted.contains_key(**host)).count()
         }))
     }
 
@@ -339,8 +344,12 @@ impl Haproxy {
     }
 
     async fn rendered(&self, memory: &mut Memory, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {
-        let before = memory.rendered.as_ref().map(|(_, template, _)| template.as_str());
-        let template = render::settled_template(&self.settings, before).await?;
+        let before = memory.rendered.as_ref().map(|(_, template, _)| template.clone());
+        memory.half_written = before.is_some() && !render::template_is_settled(&self.settings).await;
+        let template = match before {
+            Some(before) if memory.half_written => before,
+            _ => render::template(&self.settings).await?,
+        };
         if let Some((of_routes, of_template, candidate)) = &memory.rendered
             && of_routes == routes
             && *of_template == template
@@ -371,9 +380,12 @@ impl Proxy for Haproxy {
         let published = published.await;
         let in_force = self.certificates_in_force(&mut memory, routes).await;
         let certificates = settled.and(in_force).err().map(|why| format!("certificates: {why}"));
+        // What was left out because it may be half written is looked at once more.
+        let again = memory.half_written.then(|| Instant::now() + render::HALF_WRITTEN);
         published.map(|publication| {
+            let reload_due = publication.reload_due.into_iter().chain(again).min();
             let troubles: Vec<String> = publication.trouble.into_iter().chain(certificates).collect();
-            Publication { trouble: (!troubles.is_empty()).then(|| troubles.join("; ")), ..publication }
+            Publication { reload_due, trouble: (!troubles.is_empty()).then(|| troubles.join("; ")), ..publication }
         })
     }
 

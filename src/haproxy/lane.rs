@@ -206,11 +206,12 @@ impl Lane {
                 };
             }
         }
-        if !files::says(&self.dir.join(MAP), &map_text(&wanted)).await? {
+        let news = state.entries.as_ref() != Some(&wanted);
+        if (news || compare) && !files::says(&self.dir.join(MAP), &map_text(&wanted)).await? {
             write_map(&self.dir, &wanted).await?;
             self.faults.hit(Boundary::MapSwapped).await;
         }
-        if compare || state.entries.as_ref() != Some(&wanted) {
+        if news || compare {
             state.agreed.clear();
         }
         state.entries = Some(wanted);
@@ -343,12 +344,14 @@ enum InLine {
 /// Compares a worker's map, repairs it, and compares once more. One that has left is in line.
 async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> Result<InLine, HaproxyError> {
     let gone = if worker.current { InLine::No } else { InLine::Already };
-    let Some(present) = show_map(master, worker, entries).await? else { return Ok(gone) };
-    let repair_by = repair(&present, entries);
+    let Some(present) = show_map(master, worker).await? else { return Ok(gone) };
+    let repair_by = repair(&parse_map(&present), entries);
+    let empty = present.trim().is_empty();
+    drop(present);
     if repair_by == Repair::Nothing {
         return Ok(InLine::Already);
     }
-    if worker.current && !present.is_empty() {
+    if worker.current && !empty {
         log::info!("HAProxy's map differs from the manifest; repairing it");
     }
     match repair_by {
@@ -359,33 +362,25 @@ async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> R
         }
         Repair::Whole | Repair::Nothing => replace_map(master, worker.pid, entries).await?,
     }
-    let Some(present) = show_map(master, worker, entries).await? else { return Ok(gone) };
-    Ok(if repair(&present, entries) == Repair::Nothing { InLine::Repaired } else { InLine::No })
+    let Some(present) = show_map(master, worker).await? else { return Ok(gone) };
+    Ok(if repair(&parse_map(&present), entries) == Repair::Nothing { InLine::Repaired } else { InLine::No })
 }
 
-/// The entries of a worker's map, repeated ones included; none when the worker is not there, or is
-/// an old one that has no such map: it ran something else before, and routes by nothing of ours.
-async fn show_map(
-    master: &Master,
-    worker: &Worker,
-    entries: &Entries,
-) -> Result<Option<Vec<(String, String)>>, HaproxyError> {
+/// A worker's map, as it shows it; none when the worker is not there, or is an old one that has no
+/// such map: it ran something else before, and routes by nothing of ours.
+async fn show_map(master: &Master, worker: &Worker) -> Result<Option<String>, HaproxyError> {
     let answer = master.tell(worker.pid, &format!("show map {MAP}")).await?;
-    let ours = |answer: &String| worker.current || !answer.starts_with("Unknown map");
-    let mut present = Vec::with_capacity(entries.len());
-    Ok(answer.filter(ours).map(|answer| {
-        present.extend(parse_map(&answer));
-        present
-    }))
+    Ok(answer.filter(|answer| worker.current || !answer.starts_with("Unknown map")))
 }
 
-/// Lines such as `0x55f8d4ebe1a0 notes.alice.example notes.alice.example:5521`.
-pub(super) fn parse_map(answer: &str) -> Vec<(String, String)> {
-    let entry = |line: &str| {
+/// Host and section, repeated hosts included, of lines such as
+/// `0x55f8d4ebe1a0 notes.alice.example notes.alice.example:5521`.
+pub(super) fn parse_map(answer: &str) -> Vec<(&str, &str)> {
+    fn entry(line: &str) -> Option<(&str, &str)> {
         let (pointer, rest) = line.split_once(' ')?;
         let (host, target) = rest.split_once(' ')?;
-        pointer.starts_with("0x").then(|| (host.to_owned(), target.trim().to_owned()))
-    };
+        pointer.starts_with("0x").then(|| (host, target.trim()))
+    }
     answer.lines().filter_map(entry).collect()
 }
 
@@ -401,7 +396,7 @@ enum Repair {
     Whole,
 }
 
-fn repair(present: &[(String, String)], wanted: &Entries) -> Repair {
+fn repair(present: &[(&str, &str)], wanted: &Entries) -> Repair {
     let mut seen: HashMap<&str, &str> = HashMap::with_capacity(present.len());
     for (host, target) in present {
         if seen.insert(host, target).is_some() {
@@ -468,26 +463,23 @@ mod tests {
     fn a_map_is_read_as_haproxy_shows_it() {
         let answer = "0x55f8d4ebe1a0 a.example a.example:1\n0x55f8d4ebe1f0 b.example a.example:1\n\n";
         let read = parse_map(answer);
-        assert_eq!(read, [("a.example".into(), "a.example:1".into()), ("b.example".into(), "a.example:1".into())]);
+        assert_eq!(read, [("a.example", "a.example:1"), ("b.example", "a.example:1")]);
         assert!(parse_map("Unknown map identifier. Please use #<id> or <file>.\n").is_empty());
     }
 
     #[test]
     fn what_differs_is_repaired_and_nothing_else_is_touched() {
         let wanted = entries(&[("a.example", "a:1"), ("b.example", "b:2"), ("c.example", "c:3")]);
-        let of = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
-            pairs.iter().map(|(host, target)| ((*host).to_owned(), (*target).to_owned())).collect()
-        };
-        let same = of(&[("c.example", "c:3"), ("a.example", "a:1"), ("b.example", "b:2")]);
+        let same = [("c.example", "c:3"), ("a.example", "a:1"), ("b.example", "b:2")];
         assert_eq!(repair(&same, &wanted), Repair::Nothing);
-        let differs = of(&[("a.example", "a:9"), ("x.example", "x:1"), ("b.example", "b:2")]);
+        let differs = [("a.example", "a:9"), ("x.example", "x:1"), ("b.example", "b:2")];
         let Repair::Singly(mut steps) = repair(&differs, &wanted) else { panic!("so little") };
         steps.sort();
         assert_eq!(
             steps,
             ["add map routes.map c.example c:3", "del map routes.map x.example", "set map routes.map a.example a:1",]
         );
-        let twice = of(&[("c.example", "c:3"), ("a.example", "a:1"), ("b.example", "b:2"), ("b.example", "b:2")]);
+        let twice = [("c.example", "c:3"), ("a.example", "a:1"), ("b.example", "b:2"), ("b.example", "b:2")];
         assert_eq!(repair(&twice, &wanted), Repair::Whole);
     }
 

@@ -24,7 +24,7 @@ pub(super) const MAP: &str = "routes.map";
 /// Stands where the generation goes until it is known: it can't be part of what it is a hash of.
 const BLANK: &str = "00000000000000000000000000000000";
 /// How long an editor may take to write the template.
-const HALF_WRITTEN: Duration = Duration::from_millis(80);
+pub(super) const HALF_WRITTEN: Duration = Duration::from_millis(80);
 /// What comes before the generation in haproxy.cfg.
 const VARIABLE: &str = "proc.haas_generation str(";
 
@@ -131,16 +131,11 @@ pub(super) async fn template(settings: &Settings) -> Result<String, HaproxyError
     }
 }
 
-/// The same, but for a file that was written a moment ago and may be half written: then what was
-/// read before counts, and whoever watches the file publishes again.
-pub(super) async fn settled_template(settings: &Settings, before: Option<&str>) -> Result<String, HaproxyError> {
-    if let (Some(path), Some(before)) = (&settings.template, before)
-        && let Ok(Ok(modified)) = tokio::fs::metadata(path).await.map(|metadata| metadata.modified())
-        && modified.elapsed().is_ok_and(|ago| ago < HALF_WRITTEN)
-    {
-        return Ok(before.to_owned());
-    }
-    template(settings).await
+/// Whether the template is as it will stay: one that was written a moment ago may be half written.
+pub(super) async fn template_is_settled(settings: &Settings) -> bool {
+    let Some(path) = &settings.template else { return true };
+    let modified = tokio::fs::metadata(path).await.and_then(|metadata| metadata.modified());
+    !modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|ago| ago < HALF_WRITTEN))
 }
 
 /// Renders on a thread where it may take its time.

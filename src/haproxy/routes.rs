@@ -1,6 +1,7 @@
 //! Which host leads where, as the manifest asks for it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
@@ -65,9 +66,10 @@ impl RouteChange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Moment(pub(crate) u64);
 
-/// Routes, sorted by host, one for each: equal sets render to equal bytes.
+/// Routes, sorted by host, one for each: equal sets render to equal bytes. Clones share them, since
+/// several places remember the same ten thousand.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Routes(Vec<Route>);
+pub struct Routes(Arc<Vec<Route>>);
 
 impl Routes {
     /// Sorts them. Of several with the same host the last one stays; the manifest lets none of
@@ -75,7 +77,7 @@ impl Routes {
     #[must_use]
     pub fn new(routes: impl IntoIterator<Item = Route>) -> Self {
         let sorted: BTreeMap<Hostname, Route> = routes.into_iter().map(|route| (route.host.clone(), route)).collect();
-        Self(sorted.into_values().collect())
+        Self(Arc::new(sorted.into_values().collect()))
     }
 
     /// In the order of their hosts.
@@ -97,16 +99,17 @@ impl Routes {
 
     /// Puts a route in, in place of one with the same host.
     pub fn insert(&mut self, route: Route) {
-        match self.0.binary_search_by(|present| present.host.cmp(&route.host)) {
-            Ok(at) => self.0[at] = route,
-            Err(at) => self.0.insert(at, route),
+        let routes = Arc::make_mut(&mut self.0);
+        match routes.binary_search_by(|present| present.host.cmp(&route.host)) {
+            Ok(at) => routes[at] = route,
+            Err(at) => routes.insert(at, route),
         }
     }
 
     /// Takes a route out.
     pub fn remove(&mut self, host: &Hostname) {
         if let Ok(at) = self.0.binary_search_by(|present| present.host.cmp(host)) {
-            self.0.remove(at);
+            Arc::make_mut(&mut self.0).remove(at);
         }
     }
 
