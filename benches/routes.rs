@@ -28,21 +28,27 @@ const POLL: Duration = Duration::from_millis(5);
 struct Case {
     routes: u16,
     sections_max: u32,
+    /// Through the live lane, which puts routes in force without the reload.
+    live: bool,
     pairs: usize,
 }
 
 fn main() -> Result<()> {
     let pairs = if full() { 15 } else { 3 };
-    let mut cases =
-        vec![Case { routes: 1000, sections_max: 2000, pairs }, Case { routes: 10_000, sections_max: 2000, pairs }];
+    let mut cases = Vec::new();
+    for live in [false, true] {
+        cases.push(Case { routes: 1000, sections_max: 2000, live, pairs });
+        cases.push(Case { routes: 10_000, sections_max: 2000, live, pairs });
+    }
     if full() {
-        cases.push(Case { routes: 10_000, sections_max: 20_000, pairs });
+        cases.push(Case { routes: 10_000, sections_max: 20_000, live: false, pairs });
     }
     let runtime = tokio::runtime::Runtime::new()?;
     let mut verdicts = Vec::new();
     for case in &cases {
         let sections = if u32::from(case.routes) <= case.sections_max { "a section each" } else { "no sections" };
-        let title = format!("{} routes, {sections}, {} pairs", case.routes, case.pairs);
+        let way = if case.live { "live" } else { "by a reload" };
+        let title = format!("{} routes, {sections}, {way}, {} pairs", case.routes, case.pairs);
         verdicts.push((title.clone(), runtime.block_on(measure(case, &title))?));
     }
     let mut verdict = Verdict::new();
@@ -126,6 +132,7 @@ impl Running {
             ("haproxy.stats_socket".to_owned(), path(&layout.stats_socket())),
             ("haproxy.http_bind".to_owned(), Value::String(format!("127.0.0.1:{}", ports(1)?))),
             ("haproxy.sections_max".to_owned(), Value::Integer(case.sections_max.into())),
+            ("haproxy.live_routes".to_owned(), Value::Boolean(case.live)),
         ]);
         let settings = Settings::from_config(&Config::load(None, [], overrides)?);
         let running = Self { haproxy: Haproxy::new(settings.clone()), settings, layout, _dir: dir };
