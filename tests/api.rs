@@ -197,9 +197,9 @@ async fn without_a_free_port_it_says_so_and_doctor_too() {
     let (code, doctor, _) = haas.haas(&["doctor"]).await;
     assert_eq!(code, 3);
     assert!(doctor.contains("BROKEN   ports      1 of 1 taken, 0 free"), "{doctor}");
-    // The port comes back with the container gone.
+    // The port comes back with the container gone, after its rest and the next look.
     assert_eq!(haas.deprovision("alice", "notes").await.0, 200);
-    support::eventually("the port is free again", std::time::Duration::from_secs(20), || async {
+    support::eventually("the port is free again", std::time::Duration::from_secs(60), || async {
         let answer = haas.post("/provision", &haas.request("bob", "notes")).await.unwrap();
         (answer.status() == 201).then_some(())
     })
