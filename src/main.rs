@@ -6,11 +6,22 @@ use clap::Parser;
 
 use haas::cli::{Cli, Outcome};
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> ExitCode {
+/// Threads for what may block: file operations, mostly. Each keeps memory of its own after use.
+const BLOCKING_THREADS: usize = 8;
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
     env_logger::Builder::new().parse_filters(&filters(std::env::var("HAAS_LOG").ok(), cli.log_level())).init();
-    match cli.run().await {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(cli.run()),
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             eprintln!("haas: {error:#}");
