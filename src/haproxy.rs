@@ -345,10 +345,12 @@ impl Haproxy {
 
     async fn rendered(&self, memory: &mut Memory, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {
         let before = memory.rendered.as_ref().map(|(_, template, _)| template.clone());
+        let present = render::template(&self.settings).await;
+        // Looked at after it was read: whoever began to write meanwhile is seen.
         memory.half_written = before.is_some() && !render::template_is_settled(&self.settings).await;
         let template = match before {
             Some(before) if memory.half_written => before,
-            _ => render::template(&self.settings).await?,
+            _ => present?,
         };
         if let Some((of_routes, of_template, candidate)) = &memory.rendered
             && of_routes == routes
