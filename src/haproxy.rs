@@ -34,7 +34,6 @@ mod routes;
 mod settings;
 mod socket;
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,6 +57,9 @@ pub use reload::ReloadSignal;
 pub use render::Candidate;
 pub use routes::{Moment, Route, RouteChange, Routes};
 pub use settings::Settings;
+
+/// How often what the workers have is compared with what they should when nothing is amiss.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
 /// What a publication came to.
 #[derive(Debug, Clone, PartialEq)]
@@ -217,8 +219,7 @@ pub struct Haproxy {
 /// What a publication remembers of those before it. All of it may be lost at any time.
 #[derive(Default)]
 struct Memory {
-    /// The last rendering, since most publications ask for what is there already.
-    rendered: Option<(Routes, String, Arc<Candidate>)>,
+    rendered: Option<Rendered>,
     /// The last reload, and haproxy.cfg without sections as it was then.
     reloaded: Option<(Instant, String)>,
     /// Whether the template may be half written, and was not read.
@@ -229,6 +230,15 @@ struct Memory {
     compared: Option<Instant>,
     /// When HAProxy was last reloaded for certificates alone.
     reloaded_for_certificates: Option<Instant>,
+}
+
+/// The last rendering, since most publications ask for what is there already.
+struct Rendered {
+    template: String,
+    /// The generation of haproxy.cfg without any section: what of it can't wait.
+    skeleton: String,
+    routes: Routes,
+    candidate: Arc<Candidate>,
 }
 
 impl Haproxy {
@@ -309,17 +319,7 @@ impl Haproxy {
     /// [`HaproxyError::Socket`].
     pub async fn map_differences(&self, routes: &Routes) -> Result<Option<usize>, HaproxyError> {
         let answer = self.master.running_map().await?;
-        Ok(answer.map(|answer| {
-            let wanted: BTreeMap<String, String> = routes
-                .entries(&self.settings.domain)
-                .into_iter()
-                .map(|(host, target)| (host.to_string(), target))
-                .collect();
-            let present: BTreeMap<&str, &str> = lane::parse_map(&answer).into_iter().collect();
-            let differs = |host: &str, target: &str| present.get(host) != Some(&target);
-            let changed = wanted.iter().filter(|(host, target)| differs(host, target)).count();
-            changed + present.keys().filter(|host| !wanted.contains_key(**host)).count()
-        }))
+        Ok(answer.map(|answer| lane::count_differences(&answer, &routes.entries(&self.settings.domain))))
     }
 
     /// The certificates, for a person to read. Changes nothing.
@@ -343,25 +343,24 @@ impl Haproxy {
         self.master.memory_mib(worker.pid).await
     }
 
-    async fn rendered(&self, memory: &mut Memory, routes: &Routes) -> Result<Arc<Candidate>, HaproxyError> {
-        let before = memory.rendered.as_ref().map(|(_, template, _)| template.clone());
+    async fn rendered<'a>(&self, memory: &'a mut Memory, routes: &Routes) -> Result<&'a Rendered, HaproxyError> {
         let present = render::template(&self.settings).await;
         // Looked at after it was read: whoever began to write meanwhile is seen.
-        memory.half_written = before.is_some() && !render::template_is_settled(&self.settings).await;
-        let template = match before {
-            Some(before) if memory.half_written => before,
+        memory.half_written = memory.rendered.is_some() && !render::template_is_settled(&self.settings).await;
+        let template = match &memory.rendered {
+            Some(before) if memory.half_written => before.template.clone(),
             _ => present?,
         };
-        if let Some((of_routes, of_template, candidate)) = &memory.rendered
-            && of_routes == routes
-            && *of_template == template
-        {
-            return Ok(Arc::clone(candidate));
-        }
-        let candidate = render::candidate(self.settings.clone(), routes.clone(), template.clone()).await?;
-        let candidate = Arc::new(candidate);
-        memory.rendered = Some((routes.clone(), template, Arc::clone(&candidate)));
-        Ok(candidate)
+        let render = |routes: Routes| render::candidate(self.settings.clone(), routes, template.clone());
+        let skeleton = match &memory.rendered {
+            Some(before) if before.template == template => before.skeleton.clone(),
+            _ => render(Routes::default()).await?.generation().to_owned(),
+        };
+        let candidate = match &memory.rendered {
+            Some(before) if before.template == template && before.routes == *routes => Arc::clone(&before.candidate),
+            _ => Arc::new(render(routes.clone()).await?),
+        };
+        Ok(memory.rendered.insert(Rendered { template, skeleton, routes: routes.clone(), candidate }))
     }
 }
 
@@ -372,10 +371,11 @@ impl Proxy for Haproxy {
         // routes as they are, nor the other way round.
         let settled = self.certs.settle(routes).await;
         let published = async {
+            files::write_fixed(&self.settings).await?;
             if self.settings.live_routes {
                 self.publish_live(&mut memory, routes, read).await
             } else {
-                let candidate = self.rendered(&mut memory, routes).await?;
+                let candidate = Arc::clone(&self.rendered(&mut memory, routes).await?.candidate);
                 self.publish_by_reload(&candidate).await
             }
         };

@@ -23,16 +23,14 @@ use chrono::Utc;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::master::Master;
-use super::{HaproxyError, Route, Routes, Settings, check, files};
+use super::master::{Master, Worker};
+use super::{COMPARE_EVERY, HaproxyError, Route, Routes, Settings, check, files};
 use crate::instance::name::Hostname;
 use crate::tls::{Bundle, Refusal, Store, StoreError, covers, needed};
 
 use worker::{Mark, Present, Running, mark};
 
-/// How often the current worker's certificates are compared when nothing is amiss, and how much
-/// rarer for each of them.
-const COMPARE_EVERY: Duration = Duration::from_secs(10);
+/// How much rarer the current worker's certificates are compared for each of them.
 const COMPARE_REST: Duration = Duration::from_millis(10);
 
 /// See the module's documentation.
@@ -78,7 +76,11 @@ impl Certs {
     }
 
     fn off(&self) -> bool {
-        self.settings.https_bind.is_empty()
+        !self.settings.https()
+    }
+
+    fn running<'a>(&self, master: &'a Master, worker: &Worker) -> Running<'a> {
+        Running { master, pid: worker.pid, folder: self.settings.tls.live().to_string_lossy().into_owned() }
     }
 
     /// Brings the folder in line with what the operator gives and what the routes need. What goes
@@ -214,15 +216,13 @@ impl Certs {
         state: &mut State,
         may_compare: bool,
     ) -> Result<Result<(), String>, HaproxyError> {
-        let current =
-            master.processes().await?.and_then(|found| found.workers.into_iter().find(|worker| worker.current));
-        let Some(current) = current else {
+        let Some(current) = master.current_worker().await? else {
             *state = State { told: std::mem::take(&mut state.told), ..State::default() };
             return Ok(Ok(()));
         };
         let wanted: BTreeMap<String, Mark> =
             self.with_store(|store| store.live().map(|(file, bundle)| (file.to_owned(), mark(bundle))).collect()).await;
-        let worker = Running { master, pid: current.pid, folder: self.settings.certs.to_string_lossy().into_owned() };
+        let worker = self.running(master, &current);
         let rest = COMPARE_EVERY + COMPARE_REST * u32::try_from(wanted.len()).unwrap_or(u32::MAX);
         let compare = may_compare && state.compared.is_none_or(|at| at.elapsed() >= rest);
         let known = state.worker.take().filter(|(pid, _)| *pid == current.pid && !compare);
@@ -313,11 +313,8 @@ impl Certs {
                 (live.collect::<Vec<_>>(), store.refused())
             })
             .await;
-        let current =
-            master.processes().await?.and_then(|found| found.workers.into_iter().find(|worker| worker.current));
-        if let Some(current) = current {
-            let folder = self.settings.certs.to_string_lossy().into_owned();
-            let present = Running { master, pid: current.pid, folder }.look().await?;
+        if let Some(current) = master.current_worker().await? {
+            let present = self.running(master, &current).look().await?;
             let missing = live.iter().filter(|(file, bundle)| !present.serves(file, &mark(bundle)));
             late.extend(missing.map(|(file, _)| file.clone()));
             let known = |file: &&String| live.iter().any(|(live, _)| live == *file);

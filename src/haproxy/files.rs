@@ -54,19 +54,14 @@ impl Pair {
         Ok(cfg.zip(map).map(|(cfg, map)| Self { cfg, map }))
     }
 
-    /// Whether they are this candidate, to the byte.
-    pub(super) fn is(&self, candidate: &Candidate) -> bool {
-        self.cfg == candidate.cfg() && self.map == candidate.map()
+    /// Whether they are this candidate, to the byte; with live routes the map is the lane's.
+    pub(super) fn is(&self, candidate: &Candidate, settings: &Settings) -> bool {
+        self.cfg == candidate.cfg() && settings.loads(&self.map) == settings.loads(candidate.map())
     }
 
     /// The generation that haproxy.cfg says it is, if it really is.
     pub(super) fn generation(&self, settings: &Settings) -> Option<String> {
         render::own_generation(&self.cfg, settings.loads(&self.map))
-    }
-
-    /// Whether haproxy.cfg is this candidate's.
-    pub(super) fn has_config_of(&self, candidate: &Candidate) -> bool {
-        self.cfg == candidate.cfg()
     }
 }
 
@@ -81,8 +76,8 @@ pub(super) async fn write_fixed(settings: &Settings) -> Result<(), HaproxyError>
             replace(&path, text).await?;
         }
     }
-    if !settings.https_bind.is_empty()
-        && let Err(error) = create_folder(&settings.certs).await
+    if settings.https()
+        && let Err(error) = create_folder(&settings.tls.live()).await
     {
         // The certificates' trouble: routes go on with those that HAProxy has.
         log::debug!("{error}");
@@ -152,23 +147,22 @@ pub(super) async fn sync_pair(folder: &Path) -> Result<(), HaproxyError> {
     Ok(())
 }
 
-/// haproxy.cfg alone, where the map is the lane's.
-pub(super) async fn swap_config(dir: &Path, checked: &CheckedConfig) -> Result<(), HaproxyError> {
-    sync(&dir.join(MAP)).await?;
-    rename(&checked.folder().join(CFG), &dir.join(CFG)).await?;
-    sync(dir).await
-}
-
 /// The map is in place, haproxy.cfg not yet.
 pub(super) struct HalfSwapped {
     dir: PathBuf,
     checked: CheckedConfig,
 }
 
-/// The first half of the swap.
-pub(super) async fn swap_map(dir: &Path, checked: CheckedConfig) -> Result<HalfSwapped, HaproxyError> {
-    rename(&checked.folder().join(MAP), &dir.join(MAP)).await?;
-    Ok(HalfSwapped { dir: dir.to_owned(), checked })
+/// The first half of the swap. With live routes the map is the lane's, in place already, and only
+/// brought to the disk itself.
+pub(super) async fn swap_map(settings: &Settings, checked: CheckedConfig) -> Result<HalfSwapped, HaproxyError> {
+    let dir = settings.dir.clone();
+    if settings.live_routes {
+        sync(&dir.join(MAP)).await?;
+    } else {
+        rename(&checked.folder().join(MAP), &dir.join(MAP)).await?;
+    }
+    Ok(HalfSwapped { dir, checked })
 }
 
 impl HalfSwapped {
@@ -181,7 +175,7 @@ impl HalfSwapped {
 
 /// Keeps what is in place, if it is what the running worker says that it runs.
 pub(super) async fn keep_last_good(settings: &Settings, pair: &Pair, running: &str) -> Result<(), HaproxyError> {
-    if render::own_generation(&pair.cfg, settings.loads(&pair.map)).as_deref() == Some(running) {
+    if pair.generation(settings).as_deref() == Some(running) {
         // No sync: a pair that a crash has torn is found out by its generation.
         write_pair(&settings.dir.join("last-good"), &pair.cfg, &pair.map).await?;
     }
@@ -193,7 +187,7 @@ pub(super) async fn keep_last_good(settings: &Settings, pair: &Pair, running: &s
 pub(super) async fn restore_last_good(settings: &Settings) -> Result<bool, HaproxyError> {
     let dir = &settings.dir;
     let Some(pair) = Pair::read(&dir.join("last-good")).await? else { return Ok(false) };
-    if render::own_generation(&pair.cfg, settings.loads(&pair.map)).is_none() {
+    if pair.generation(settings).is_none() {
         return Ok(false);
     }
     let folder = dir.join("candidate");

@@ -297,6 +297,17 @@ impl Lane {
     }
 }
 
+/// What makes a map that leads a host to one section lead it to another; nothing if they are the
+/// same.
+fn command(host: &str, before: Option<&str>, after: Option<&str>) -> Option<String> {
+    match (before, after) {
+        (None, Some(after)) => Some(format!("add map {MAP} {host} {after}")),
+        (Some(before), Some(after)) if before != after => Some(format!("set map {MAP} {host} {after}")),
+        (Some(_), None) => Some(format!("del map {MAP} {host}")),
+        (Some(_), Some(_)) | (None, None) => None,
+    }
+}
+
 /// One host, where it led and where it is to lead.
 struct Entry<'a> {
     host: &'a Hostname,
@@ -311,13 +322,7 @@ impl Entry<'_> {
 
     /// What to tell a worker that agrees with what was; nothing if nothing changes.
     fn command(&self) -> Option<String> {
-        let host = self.host;
-        match (self.before.as_deref(), self.after) {
-            (None, Some(after)) => Some(format!("add map {MAP} {host} {after}")),
-            (Some(before), Some(after)) if before != after => Some(format!("set map {MAP} {host} {after}")),
-            (Some(_), None) => Some(format!("del map {MAP} {host}")),
-            (Some(_), Some(_)) | (None, None) => None,
-        }
+        command(self.host.as_str(), self.before.as_deref(), self.after)
     }
 
     fn question(&self) -> String {
@@ -384,6 +389,23 @@ pub(super) fn parse_map(answer: &str) -> Vec<(&str, &str)> {
     answer.lines().filter_map(entry).collect()
 }
 
+/// In how many hosts a worker's map, as it shows it, is not as it should be.
+pub(super) fn count_differences(answer: &str, wanted: &Entries) -> usize {
+    differences(&parse_map(answer).into_iter().collect(), wanted).count()
+}
+
+/// Each host that leads elsewhere than it should: where it leads, and where it should.
+fn differences<'a>(
+    present: &'a HashMap<&'a str, &'a str>,
+    wanted: &'a Entries,
+) -> impl Iterator<Item = (&'a str, Option<&'a str>, Option<&'a str>)> {
+    let there =
+        present.iter().map(|(host, before)| (*host, Some(*before), wanted.get::<str>(host).map(String::as_str)));
+    let missing = wanted.iter().filter(|(host, _)| !present.contains_key(host.as_str()));
+    let missing = missing.map(|(host, after)| (host.as_str(), None, Some(after.as_str())));
+    there.chain(missing).filter(|(_, before, after)| before != after)
+}
+
 /// What would make the one out of the other.
 #[derive(Debug, PartialEq, Eq)]
 enum Repair {
@@ -403,16 +425,8 @@ fn repair(present: &[(&str, &str)], wanted: &Entries) -> Repair {
             return Repair::Whole;
         }
     }
-    let mut steps = Vec::new();
-    for (host, target) in &seen {
-        match wanted.get::<str>(host) {
-            Some(right) if right != target => steps.push(format!("set map {MAP} {host} {right}")),
-            Some(_) => {}
-            None => steps.push(format!("del map {MAP} {host}")),
-        }
-    }
-    let missing = wanted.iter().filter(|(host, _)| !seen.contains_key(host.as_str()));
-    steps.extend(missing.map(|(host, target)| format!("add map {MAP} {host} {target}")));
+    let steps: Vec<String> =
+        differences(&seen, wanted).filter_map(|(host, before, after)| command(host, before, after)).collect();
     match steps.len() {
         0 => Repair::Nothing,
         1..=REPAIRED_SINGLY => Repair::Singly(steps),

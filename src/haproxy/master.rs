@@ -77,6 +77,12 @@ impl Master {
         Ok(Some(processes))
     }
 
+    /// Who takes new connections; none when HAProxy is down.
+    pub(super) async fn current_worker(&self) -> Result<Option<Worker>, HaproxyError> {
+        let workers = self.processes().await?.map(|processes| processes.workers).unwrap_or_default();
+        Ok(workers.into_iter().find(|worker| worker.current))
+    }
+
     /// Whether the worker has a stream to this app. A connection that is merely kept alive has
     /// no stream, on either side.
     pub(super) async fn has_stream(&self, pid: i32, port: u16) -> Result<bool, HaproxyError> {

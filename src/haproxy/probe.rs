@@ -28,8 +28,7 @@ pub(super) struct Probe {
 impl Probe {
     pub fn new(settings: &Settings) -> Self {
         let authority = settings.tls.local_ca.then(|| settings.tls.dir.join("ca.pem"));
-        let https = !settings.https_bind.is_empty();
-        let given = settings.tls.dir.join("certs");
+        let (https, given) = (settings.https(), settings.tls.given());
         Self { https, address: settings.local_address(), authority, given, client: Mutex::default() }
     }
 

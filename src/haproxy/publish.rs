@@ -7,11 +7,11 @@ use tokio::time::Instant;
 
 use super::lane::Following;
 use super::master::Running;
-use super::{Candidate, Haproxy, HaproxyError, Memory, Moment, Publication, Routes, Standing, check, files, render};
+use super::{
+    COMPARE_EVERY, Candidate, Haproxy, HaproxyError, Memory, Moment, Publication, Rendered, Routes, Standing, check,
+    files,
+};
 use crate::failpoint::Boundary;
-
-/// How often every worker's map is compared when nothing is amiss.
-const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
 /// Between two reloads for certificates alone.
 const RELOAD_REST: Duration = Duration::from_secs(10);
@@ -46,7 +46,6 @@ impl Haproxy {
         routes: &Routes,
         read: Moment,
     ) -> Result<Publication, HaproxyError> {
-        files::write_fixed(&self.settings).await?;
         let compare = memory.compared.is_none_or(|at| at.elapsed() >= COMPARE_EVERY);
         let following = self.lane.settle(&self.master, routes.entries(&self.settings.domain), read.0, compare).await?;
         memory.compared = compare.then(Instant::now).or(memory.compared);
@@ -69,19 +68,19 @@ impl Haproxy {
         routes: &Routes,
         following: Following,
     ) -> Result<Publication, HaproxyError> {
-        let candidate = self.rendered(memory, routes).await?;
+        let Rendered { candidate, skeleton, .. } = self.rendered(memory, routes).await?;
+        let (candidate, skeleton) = (Arc::clone(candidate), skeleton.clone());
         let generation = candidate.generation().to_owned();
         let running = self.master.running().await?;
         let runs = matches!(&running, Running::Generation(running) if *running == generation);
         let mut publication = Publication { generation, standing: Standing::Live, reload_due: None, trouble: None };
-        let skeleton = self.skeleton(memory).await?;
         if running == Running::Down {
-            self.put_config_in_place(&candidate, &running).await?;
+            self.put_in_place(&candidate, &running).await?;
             publication.standing = Standing::Down;
             return Ok(publication);
         }
         if runs && following != Following::InDoubt {
-            self.put_config_in_place(&candidate, &running).await?;
+            self.put_in_place(&candidate, &running).await?;
             let since = memory.reloaded.take().map_or_else(Instant::now, |(at, _)| at);
             (memory.reloaded, memory.failed) = (Some((since, skeleton)), None);
             return confirmed(publication, following);
@@ -99,20 +98,31 @@ impl Haproxy {
                 return confirmed(publication, following);
             }
         }
-        self.put_config_in_place(&candidate, &running).await?;
-        self.lane.reload_begins().await;
-        let reloaded = self.reload(candidate.generation()).await;
-        let following = self.lane.reload_ends(&self.master).await;
+        self.put_in_place(&candidate, &running).await?;
+        let reloaded = self.reload_and_compare(candidate.generation()).await;
         memory.reloaded = Some((Instant::now(), skeleton));
-        if let Err(error) = reloaded {
-            let generation = publication.generation;
-            let before = memory.failed.take().filter(|failed| failed.generation == generation);
-            let attempts = before.map_or(0, |failed| failed.attempts).saturating_add(1);
-            memory.failed = Some(FailedReload { generation, reason: error.to_string(), attempts });
-            return Err(error);
+        match reloaded {
+            Ok(following) => {
+                memory.failed = None;
+                confirmed(publication, following?)
+            }
+            Err(error) => {
+                let generation = publication.generation;
+                let before = memory.failed.take().filter(|failed| failed.generation == generation);
+                let attempts = before.map_or(0, |failed| failed.attempts).saturating_add(1);
+                memory.failed = Some(FailedReload { generation, reason: error.to_string(), attempts });
+                Err(error)
+            }
         }
-        memory.failed = None;
-        confirmed(publication, following?)
+    }
+
+    /// A reload with the live lane on: how far the workers follow after it, or why there was none.
+    async fn reload_and_compare(&self, generation: &str) -> Result<Result<Following, HaproxyError>, HaproxyError> {
+        self.lane.reload_begins().await;
+        let reloaded = self.reload(generation).await;
+        // Whether it went well or not, workers may have come and gone.
+        let following = self.lane.reload_ends(&self.master).await;
+        reloaded.map(|()| following)
     }
 
     /// Everything by a reload, the map too.
@@ -159,13 +169,12 @@ impl Haproxy {
             Err(error) => return Err(Some(error.to_string())),
         };
         let Some(generation) = generation else { return Err(None) };
-        self.lane.reload_begins().await;
-        let reloaded = self.reload(&generation).await;
-        let following = self.lane.reload_ends(&self.master).await;
+        let reloaded = if self.settings.live_routes {
+            self.reload_and_compare(&generation).await.and_then(|following| following.map(drop))
+        } else {
+            self.reload(&generation).await
+        };
         reloaded.map_err(|error| Some(error.to_string()))?;
-        if self.settings.live_routes {
-            following.map_err(|error| Some(error.to_string()))?;
-        }
         self.certs.follow(&self.master).await.map_err(|error| Some(error.to_string()))?.map_err(Some)
     }
 
@@ -188,38 +197,18 @@ impl Haproxy {
         Ok(if old >= self.settings.old_workers_max { now + wait } else { now })
     }
 
-    /// haproxy.cfg without any section: what of it can't wait.
-    async fn skeleton(&self, memory: &Memory) -> Result<String, HaproxyError> {
-        let template = memory.rendered.as_ref().map(|(_, template, _)| template.clone()).unwrap_or_default();
-        let bare = render::candidate(self.settings.clone(), Routes::default(), template).await?;
-        Ok(bare.generation().to_owned())
-    }
-
-    /// Check and swap of haproxy.cfg, unless it is there already.
-    async fn put_config_in_place(&self, candidate: &Arc<Candidate>, running: &Running) -> Result<(), HaproxyError> {
-        let dir = &self.settings.dir;
-        let present = files::Pair::read(dir).await?;
-        if present.as_ref().is_some_and(|pair| pair.has_config_of(candidate)) {
-            return Ok(());
-        }
-        let checked = self.checked(candidate, present.as_ref(), running).await?;
-        self.faults.hit(Boundary::CandidateChecked).await;
-        files::swap_config(dir, &checked).await?;
-        self.faults.hit(Boundary::ConfigSwapped).await;
-        Ok(())
-    }
-
-    /// Check and swap of both files, unless they are there already.
+    /// Check and swap, unless the files are there already.
     async fn put_in_place(&self, candidate: &Arc<Candidate>, running: &Running) -> Result<(), HaproxyError> {
-        let dir = &self.settings.dir;
-        let ((), present) = tokio::try_join!(files::write_fixed(&self.settings), files::Pair::read(dir))?;
-        if present.as_ref().is_some_and(|pair| pair.is(candidate)) {
+        let present = files::Pair::read(&self.settings.dir).await?;
+        if present.as_ref().is_some_and(|pair| pair.is(candidate, &self.settings)) {
             return Ok(());
         }
         let checked = self.checked(candidate, present.as_ref(), running).await?;
         self.faults.hit(Boundary::CandidateChecked).await;
-        let half = files::swap_map(dir, checked).await?;
-        self.faults.hit(Boundary::MapSwapped).await;
+        let half = files::swap_map(&self.settings, checked).await?;
+        if !self.settings.live_routes {
+            self.faults.hit(Boundary::MapSwapped).await;
+        }
         half.swap_config().await?;
         self.faults.hit(Boundary::ConfigSwapped).await;
         Ok(())

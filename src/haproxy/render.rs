@@ -151,8 +151,12 @@ pub(super) fn render(settings: &Settings, routes: &Routes, template: &str) -> Re
     let text = |path: &'_ std::path::Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| refused(format!("{} is not UTF-8", path.display())))
     };
-    let (dir, master_socket, stats_socket, certs) =
-        (text(&settings.dir)?, text(&settings.master_socket)?, text(&settings.stats_socket)?, text(&settings.certs)?);
+    let (dir, master_socket, stats_socket, certs) = (
+        text(&settings.dir)?,
+        text(&settings.master_socket)?,
+        text(&settings.stats_socket)?,
+        text(&settings.tls.live())?,
+    );
     let sections_left_out = routes.len() > settings.sections_max;
     let sections = if sections_left_out { Vec::new() } else { routes.iter().map(Section::from).collect() };
     let view = View {

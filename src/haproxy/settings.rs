@@ -25,8 +25,6 @@ pub struct Settings {
     pub https_bind: String,
     /// Whence the certificates for `https_bind` come.
     pub tls: tls::Settings,
-    /// The folder of those that HAProxy loads.
-    pub certs: PathBuf,
     /// How end users reach the apps.
     pub public: Public,
     /// How long browsers use HTTPS alone (RFC 6797); zero for no word of it.
@@ -93,7 +91,6 @@ impl Settings {
             template: (!haproxy.template.as_os_str().is_empty()).then(|| absolute(&haproxy.template)),
             http_bind: haproxy.http_bind.clone(),
             https_bind: haproxy.https_bind.clone(),
-            certs: certificates.live(),
             tls: certificates,
             public: config.public(),
             hsts: config.tls.hsts,
@@ -122,9 +119,14 @@ impl Settings {
 }
 
 impl Settings {
+    /// Whether there is HTTPS at all.
+    pub(super) fn https(&self) -> bool {
+        !self.https_bind.is_empty()
+    }
+
     /// Where this machine's own requests reach the apps through HAProxy.
     pub(super) fn local_address(&self) -> String {
-        let bind = if self.https_bind.is_empty() { &self.http_bind } else { &self.https_bind };
+        let bind = if self.https() { &self.https_bind } else { &self.http_bind };
         let first = bind.split([',', ' ']).next().unwrap_or_default();
         match first.rsplit_once(':') {
             Some(("" | "*" | "0.0.0.0" | "[::]" | "::", port)) => format!("127.0.0.1:{port}"),

@@ -74,7 +74,6 @@ impl Rig {
                 domain: Hostname::parse("haas.localhost").unwrap(),
                 local_ca: false,
             },
-            certs: path("tls/live"),
             public: Public { https: false, port },
             hsts: Duration::ZERO,
             allow_insecure: false,

@@ -130,12 +130,13 @@ fn accepted(settings: &Settings, routes: &Routes) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let mut settings = settings.clone();
     settings.dir = folder.path().to_owned();
-    settings.certs = folder.path().join("certs");
+    settings.tls.dir = folder.path().to_owned();
+    let certs = settings.tls.live();
     let candidate = rendered(&settings, routes);
-    for folder in [settings.certs.clone(), folder.path().join("errors"), folder.path().join("filters")] {
+    for folder in [certs.clone(), folder.path().join("errors"), folder.path().join("filters")] {
         std::fs::create_dir(folder).unwrap();
     }
-    std::fs::write(settings.certs.join("one.pem"), certificate()).unwrap();
+    std::fs::write(certs.join("one.pem"), certificate()).unwrap();
     for (name, text) in FIXED {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
