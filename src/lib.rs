@@ -23,6 +23,7 @@
 //! | [`server`] | puts the rooms together |
 //! | [`embedded`] | the Postgres and HAProxy that `haas up` runs beside the server |
 //! | [`config`], [`cli`] | settings, and the commands |
+//! | `whole_file` | a file that is written whole or not at all |
 //! | [`failpoint`] | where a test ends the process, to show that no moment is a bad one |
 
 #![forbid(unsafe_code)]
@@ -40,3 +41,4 @@ pub mod reconcile;
 pub mod server;
 pub mod tls;
 pub mod watch;
+mod whole_file;

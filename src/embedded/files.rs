@@ -1,25 +1,19 @@
 //! Small things about files.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::EmbeddedError;
+use crate::whole_file::{self, Durability};
 
 /// A log file that grew past this is trimmed.
 pub(super) const LOG_MAX: u64 = 50 * 1024 * 1024;
 
 /// Writes a file whole or not at all.
 pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), EmbeddedError> {
-    let candidate = beside(path, ".new");
-    let write = || {
-        let mut file = File::create(&candidate)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&candidate, path)
-    };
-    write().map_err(EmbeddedError::file("can't write", path))
+    whole_file::replace(path, content, 0o644, Durability::Power).map_err(EmbeddedError::file("can't write", path))
 }
 
 /// Makes a rename in this folder survive a power cut.
@@ -77,6 +71,8 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]

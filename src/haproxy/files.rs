@@ -10,6 +10,7 @@ use tokio::io::AsyncWriteExt;
 use super::render::{self, MAP};
 use super::{Candidate, CheckedConfig, HaproxyError, Settings};
 use crate::tls::Bundle;
+use crate::whole_file::{self, Durability};
 
 /// The configuration's name.
 pub(super) const CFG: &str = "haproxy.cfg";
@@ -73,7 +74,7 @@ pub(super) async fn write_fixed(settings: &Settings) -> Result<(), HaproxyError>
     for (name, text) in FIXED {
         let path = settings.dir.join(name);
         if read(&path).await?.as_deref() != Some(text) {
-            replace(&path, text).await?;
+            replace(&path, (*text).to_owned(), Durability::Power).await?;
         }
     }
     if settings.https()
@@ -90,30 +91,12 @@ pub(super) async fn says(path: &Path, text: &str) -> Result<bool, HaproxyError> 
     Ok(read(path).await?.as_deref() == Some(text))
 }
 
-/// Writes a file whole or not at all, as long as the machine keeps its power: in one go, since
-/// somebody waits for it.
-pub(super) async fn replace_unsynced(path: &Path, text: String) -> Result<(), HaproxyError> {
-    let (to, fresh) = (path.to_owned(), fresh(path));
-    let write = move || {
-        std::fs::write(&fresh, text)?;
-        std::fs::rename(&fresh, &to)
-    };
+/// Writes a file whole or not at all. In one go, since somebody may wait for it.
+pub(super) async fn replace(path: &Path, text: String, durability: Durability) -> Result<(), HaproxyError> {
+    let to = path.to_owned();
+    let write = move || whole_file::replace(&to, text.as_bytes(), 0o644, durability);
     let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|gone| Err(std::io::Error::other(gone)));
     written.map_err(io("replacing", path))
-}
-
-fn fresh(path: &Path) -> PathBuf {
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(".new");
-    PathBuf::from(fresh)
-}
-
-/// Writes a file whole or not at all.
-async fn replace(path: &Path, text: &str) -> Result<(), HaproxyError> {
-    let fresh = fresh(path);
-    write(&fresh, text).await?;
-    sync(&fresh).await?;
-    rename(&fresh, path).await
 }
 
 /// Writes both files into a folder of their own.

@@ -12,8 +12,9 @@ use thiserror::Error;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::bundle::{Bundle, BundleError};
-use super::store::{StoreError, write_whole};
+use super::store::{StoreError, failed};
 use crate::instance::name::Hostname;
+use crate::whole_file::{self, Durability};
 
 /// The CA's life, in days: who trusts it does so by hand.
 const AUTHORITY_DAYS: i64 = 3650;
@@ -73,8 +74,10 @@ impl Authority {
         dates(&mut params, now, AUTHORITY_DAYS);
         let certificate = params.self_signed(&key)?;
         // The key first: a certificate without it would be trusted for nothing.
-        write_whole(&dir.join("ca.key"), &key.serialize_pem(), 0o600, true)?;
-        write_whole(&dir.join("ca.pem"), &certificate.pem(), 0o644, true)?;
+        for (name, text, mode) in [("ca.key", key.serialize_pem(), 0o600), ("ca.pem", certificate.pem(), 0o644)] {
+            let path = dir.join(name);
+            whole_file::replace(&path, text.as_bytes(), mode, Durability::Power).map_err(failed("writing", &path))?;
+        }
         Self::read(dir)?.ok_or(AuthorityError::Mismatch)
     }
 

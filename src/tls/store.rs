@@ -1,9 +1,9 @@
 //! The folders: what the operator gives, and what HAProxy loads.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -13,6 +13,7 @@ use super::authority::{Authority, AuthorityError};
 use super::bundle::Bundle;
 use super::leaves::{Leaf, plan};
 use crate::instance::name::Hostname;
+use crate::whole_file::{self, Durability};
 
 /// The leaves' names in `live/`: `haas-0001.pem`.
 const LEAF_PREFIX: &str = "haas-";
@@ -144,7 +145,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; the older one stays then.
     pub fn accept(&mut self, file: &str, bundle: Bundle) -> Result<(), StoreError> {
-        self.put(file, bundle, true)
+        self.put(file, bundle, Durability::Power)
     }
 
     /// Remembers why one of the operator's files is not to be used, until it changes.
@@ -187,7 +188,7 @@ impl Store {
         let any = !made.is_empty();
         for (name, bundle) in made {
             // Somebody waits for it; one that is torn by a crash is made anew.
-            self.put(&name, bundle, false)?;
+            self.put(&name, bundle, Durability::Process)?;
         }
         Ok(any)
     }
@@ -252,11 +253,11 @@ impl Store {
         Ok(&self.authority.insert(known).1)
     }
 
-    fn put(&mut self, file: &str, bundle: Bundle, sync: bool) -> Result<(), StoreError> {
+    fn put(&mut self, file: &str, bundle: Bundle, durability: Durability) -> Result<(), StoreError> {
         let folder = self.settings.live();
         create_folder(&folder)?;
         let path = folder.join(file);
-        write_whole(&path, bundle.pem(), 0o600, sync)?;
+        whole_file::replace(&path, bundle.pem().as_bytes(), 0o600, durability).map_err(failed("writing", &path))?;
         let metadata = fs::metadata(&path).map_err(failed("reading", &path))?;
         self.stray.remove(file);
         self.live.insert(file.to_owned(), (trace(&metadata), bundle));
@@ -319,27 +320,7 @@ fn create_folder(folder: &Path) -> Result<(), StoreError> {
     fs::create_dir_all(folder).map_err(failed("making the folder", folder))
 }
 
-/// Writes a file whole or not at all. The name in between begins with a dot: HAProxy, which reads
-/// all files of its folder, leaves those out.
-pub(super) fn write_whole(path: &Path, text: &str, mode: u32, sync: bool) -> Result<(), StoreError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let fresh = path.with_file_name(format!(".{name}.new"));
-    let write = || {
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        if sync {
-            file.sync_all()?;
-        }
-        fs::rename(&fresh, path)
-    };
-    write().map_err(failed("writing", path))
-}
-
-fn failed<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> StoreError + 'a {
+pub(super) fn failed<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> StoreError + 'a {
     move |source| StoreError { doing: format!("{doing} {}", path.display()), source }
 }
 
