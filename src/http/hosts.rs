@@ -6,11 +6,11 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::body::Fields;
+use super::instances::named;
 use super::problem::{Problem, ProblemDocument};
 use super::view::InstanceView;
 use crate::failpoint::Boundary;
 use crate::instance::hosts::{EXTRA_HOSTS_MAX, extra_host};
-use crate::instance::name::{AppName, Username};
 
 /// The body of PUT /instances/{username}/{appname}/hosts.
 #[derive(Deserialize, ToSchema)]
@@ -50,10 +50,7 @@ pub(super) async fn put(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, Problem> {
     api.secrets.admit_bearer(&request)?;
-    // What is no name can't be the name of an instance.
-    let (Ok(username), Ok(appname)) = (Username::parse(&path.0), AppName::parse(&path.1)) else {
-        return Err(Problem::NoSuchInstance);
-    };
+    let (username, appname) = named(&path)?;
     let mut fields = Fields::read_admitted(&request, body).await?;
     let hosts = fields.take_list("hosts", EXTRA_HOSTS_MAX, |text| extra_host(text, &api.settings.domain));
     fields.finish()?;

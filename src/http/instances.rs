@@ -82,12 +82,15 @@ pub(super) async fn show(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, Problem> {
     api.secrets.admit_bearer(&request)?;
-    // What is no name can't be the name of an instance.
-    let (Ok(username), Ok(appname)) = (Username::parse(&path.0), AppName::parse(&path.1)) else {
-        return Err(Problem::NoSuchInstance);
-    };
+    let (username, appname) = named(&path)?;
     let row = api.manifest.find(&username, &appname).await?.ok_or(Problem::NoSuchInstance)?;
     Ok(HttpResponse::Ok().json(InstanceView::new(&row, api.settings.public)))
+}
+
+/// The names in a path. What is no name can't be the name of an instance.
+pub(super) fn named((username, appname): &(String, String)) -> Result<(Username, AppName), Problem> {
+    let (username, appname) = (Username::parse(username), AppName::parse(appname));
+    username.ok().zip(appname.ok()).ok_or(Problem::NoSuchInstance)
 }
 
 struct Query {
