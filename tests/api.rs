@@ -175,7 +175,7 @@ async fn a_taken_name_is_refused_without_saying_whose_it_is() {
     let answer = haas.post("/provision", &haas.request("eve", "x")).await.unwrap();
     let (status, body) = problem(answer).await;
     let still = docker(&["inspect", "-f", "{{.Id}} {{.State.Status}}", &foreign]).await;
-    docker(&["rm", "-f", &foreign]).await;
+    docker(&["rm", "-f", "-v", &foreign]).await;
     assert_eq!((status.as_u16(), kind(&body)), (409, "name-taken"));
     assert_eq!(still, format!("{id} created"));
     assert_eq!(haas.instance("eve", "x").await["state"], "deleted");

@@ -283,7 +283,7 @@ async fn orphans_go_after_their_time_and_strangers_stay() {
         (haas.containers().await == [haas.container("alice", "notes")]).then_some(())
     })
     .await;
-    docker(&["rm", &stranger]).await;
+    docker(&["rm", "-v", &stranger]).await;
 }
 
 #[tokio::test]
