@@ -18,6 +18,7 @@
 //! | [`reconcile`] | the one loop that makes the world agree with the manifest; all side effects start there |
 //! | [`containers`] | Docker: observe, ensure, remove |
 //! | [`haproxy`] | render, check, swap, signal, confirm |
+//! | [`archive`] | tenants' data as compressed, checksummed files |
 //! | [`tls`] | certificates: the local CA, what the operator gives, what HAProxy may load |
 //! | [`watch`] | events from outside, turned into nudges |
 //! | [`server`] | puts the rooms together |
@@ -28,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod cli;
 pub mod config;
 pub mod containers;

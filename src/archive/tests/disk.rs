@@ -1,0 +1,71 @@
+//! A disk that is full, and how fast one is that is not.
+
+use super::*;
+
+/// A folder that holds 64 KiB.
+struct Small(TempDir);
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_named_and_leaves_nothing() {
+    let small = tempfile::tempdir().unwrap();
+    let mount =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "haas"]).arg(small.path()).output().unwrap();
+    if !mount.status.success() {
+        eprintln!("skipped, since mount is refused: {}", String::from_utf8_lossy(&mount.stderr));
+        return;
+    }
+    let small = Small(small);
+    let folder =
+        Folder { outer: tempfile::tempdir().unwrap(), archives: Archives::new(small.0.path().join("archives")) };
+    let archive = folder.store(&tar("data", &tree())).await.unwrap();
+    let mut noise = vec![0; 500_000];
+    rand::fill(&mut noise[..]);
+    let big = tar("data", &[tree().remove(0), file(b"noise", &noise)]);
+    let error = folder.store(&big).await.unwrap_err();
+    assert!(
+        matches!(&error, ArchiveError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull),
+        "{error}"
+    );
+    assert!(error.to_string().contains("writing ") && error.to_string().contains("No space left"), "{error}");
+    assert_eq!(folder.names(), [archive.file.as_str()]);
+    folder.archives.verify(&archive).await.unwrap();
+
+    let elsewhere = Folder::new();
+    let big = elsewhere.store(&big).await.unwrap();
+    let from = elsewhere.archives.dir().join(&big.file);
+    let error = folder.archives.import(&from, "big", |_| {}).await.unwrap_err();
+    assert!(matches!(&error, ArchiveError::Io { .. }), "{error}");
+    let error = elsewhere.archives.export(&big, &small.0.path().join("out"), |_| {}).await.unwrap_err();
+    assert!(matches!(&error, ArchiveError::Io { .. }), "{error}");
+    assert_eq!(fs::read_dir(small.0.path()).unwrap().count(), 1);
+    assert_eq!(folder.names(), [archive.file.as_str()]);
+}
+
+/// How fast it is: `cargo test --release --lib archive -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "measures, and checks nothing"]
+async fn throughput() {
+    let mut content = vec![0; 100_000_000];
+    for half in content.chunks_mut(100_000) {
+        rand::fill(&mut half[..50_000]);
+    }
+    let (folder, whole) = (Folder::new(), tar("data", &[tree().remove(0), file(b"content", &content)]));
+    let rate = |started: std::time::Instant| 100.0 / started.elapsed().as_secs_f64();
+    let started = std::time::Instant::now();
+    // As large as the engine's.
+    let pieces = stream::iter(whole.chunks(32 * 1024).map(|piece| Ok::<_, String>(Bytes::copy_from_slice(piece))));
+    let archive = folder.archives.store("alice-notes", &header(), pieces).await.unwrap();
+    println!("store {:.0} MB/s, {} bytes", rate(started), archive.bytes);
+    let started = std::time::Instant::now();
+    folder.archives.verify(&archive).await.unwrap();
+    println!("verify {:.0} MB/s", rate(started));
+    let started = std::time::Instant::now();
+    folder.data(&archive, ".").await.unwrap();
+    println!("data {:.0} MB/s", rate(started));
+}

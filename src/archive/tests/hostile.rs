@@ -1,0 +1,105 @@
+//! Files that somebody else has made.
+
+use std::io::Write;
+
+use super::*;
+
+/// An archive of these entries, whole as far as zstd can tell.
+fn forge(entries: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.include_checksum(true).unwrap();
+    for (path, kind, content) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.set_entry_type(*kind);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        encoder.write_all(header.as_bytes()).unwrap();
+        encoder.write_all(content).unwrap();
+        encoder.write_all(&vec![0; content.len().next_multiple_of(512) - content.len()]).unwrap();
+    }
+    entries::finish(&mut encoder).unwrap();
+    encoder.finish().unwrap()
+}
+
+async fn refusal(bytes: &[u8]) -> String {
+    let folder = Folder::new();
+    let from = folder.outside("foreign");
+    fs::write(&from, bytes).unwrap();
+    let error = folder.archives.import(&from, "foreign", |_| {}).await.unwrap_err();
+    assert_eq!(folder.names(), [""; 0]);
+    let named = matches!(&error, ArchiveError::Corrupt { file, .. } | ArchiveError::Truncated { file, .. } if *file == from.display().to_string());
+    assert!(named, "{error}");
+    error.to_string()
+}
+
+#[tokio::test]
+async fn what_is_no_archive_is_refused() {
+    use tar::EntryType::{Directory, GNULongName, Link, Regular, Symlink, XHeader};
+    let good = serde_json::to_vec(&header()).unwrap();
+    let newer = String::from_utf8(good.clone()).unwrap().replace("\"format\":1", "\"format\":2");
+    let first = ("haas.json", Regular, good.as_slice());
+    let root = ("data/", Directory, &b""[..]);
+    let wrong = ("haas-checksum.json", Regular, &br#"{"format":1,"digest":"00","entries":1,"bytes":0}"#[..]);
+    let long = vec![b'h'; 70_000];
+    let endless = vec![b'n'; 2_000_000];
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (b"no zstd at all".to_vec(), "Unknown frame"),
+        (Vec::new(), "cut short"),
+        (forge(&[]), "empty"),
+        (forge(&[root]), "does not begin with haas.json"),
+        (forge(&[("haas.json", Regular, newer.as_bytes())]), "its format is 2"),
+        (forge(&[("haas.json", Regular, b"{\"format\":1}")]), "missing field"),
+        (forge(&[("haas.json", Regular, &long)]), "longer than 64 KiB"),
+        (forge(&[first, root]), "does not end with haas-checksum.json"),
+        (forge(&[first, wrong]), "no folder"),
+        (forge(&[first, root, wrong]), "is not what its haas-checksum.json says"),
+        (forge(&[first, root, wrong, wrong]), "goes on after"),
+        (forge(&[first, ("data/x", Regular, b"x")]), "no folder"),
+        (forge(&[first, root, ("data/../../etc/passwd", Regular, b"x")]), "leads out"),
+        (forge(&[first, root, ("/etc/passwd", Regular, b"x")]), "leads out"),
+        (forge(&[first, root, ("database/x", Regular, b"x")]), "outside its root"),
+        (forge(&[first, root, ("data/link", Link, b"")]), "leads nowhere"),
+        (forge(&[first, root, ("data/link", Symlink, b"")]), "leads nowhere"),
+        (forge(&[first, root, ("data/folder/", Directory, b"x")]), "has contents"),
+        (forge(&[first, root, ("data/x", tar::EntryType::new(b'?'), b"")]), "unknown kind"),
+        (forge(&[first, root, ("././@LongLink", GNULongName, &endless)]), "head is longer"),
+        (forge(&[first, root, ("pax", XHeader, &endless)]), "head is longer"),
+        (forge(&[first, root, ("pax", XHeader, b"21 path=data/../../x\n"), ("data/x", Regular, b"")]), "leads out"),
+        (forge(&[first, root, ("pax", XHeader, b"20 path=data/../../x\n"), ("data/x", Regular, b"")]), "malformed pax"),
+        (forge(&[first, root, ("pax", XHeader, b"22 GNU.sparse.major=1\n"), ("data/x", Regular, b"")]), "sparse"),
+    ];
+    for (number, (bytes, expected)) in cases.iter().enumerate() {
+        let said = refusal(bytes).await;
+        assert!(said.contains(expected), "case {number}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_good_file_that_was_damaged_is_refused_or_just_as_good() {
+    let folder = Folder::new();
+    let given = tar("data", &tree());
+    let archive = folder.store(&given).await.unwrap();
+    let good = fs::read(folder.archives.dir().join(&archive.file)).unwrap();
+    let from = folder.outside("foreign");
+    for place in (0..good.len()).step_by(good.len() / 40) {
+        refusal(&good[..place]).await;
+        let mut bad = good.clone();
+        bad[place] ^= 1;
+        fs::write(&from, &bad).unwrap();
+        // A few bits of what zstd writes make no difference: two ways to say the same.
+        match folder.archives.import(&from, "foreign", |_| {}).await {
+            Ok((_, taken)) => assert_eq!(folder.data(&taken, "data").await.unwrap(), given, "at {place}"),
+            Err(error) => assert!(
+                matches!(error, ArchiveError::Corrupt { .. } | ArchiveError::Truncated { .. }),
+                "at {place}: {error}"
+            ),
+        }
+    }
+    refusal(&[good.as_slice(), b"more"].concat()).await;
+    refusal(&[good.as_slice(), good.as_slice()].concat()).await;
+}
