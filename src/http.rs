@@ -6,6 +6,8 @@
 
 mod auth;
 mod body;
+#[allow(dead_code, reason = "until the waking of apps calls it")]
+mod forward;
 mod health;
 mod hosts;
 mod instances;
