@@ -47,6 +47,7 @@ mod entries;
 mod files;
 mod format;
 
+use crate::instance::Instance;
 use files::Unfinished;
 
 /// The format that is written, and the only one that is read.
@@ -143,6 +144,21 @@ pub struct Stored {
 #[derive(Debug, Clone)]
 pub struct Archives {
     dir: PathBuf,
+}
+
+impl Header {
+    /// Of an instance's data as it is now.
+    #[must_use]
+    pub fn of(instance: &Instance) -> Self {
+        Self {
+            format: FORMAT,
+            username: instance.username.to_string(),
+            appname: instance.appname.to_string(),
+            emailaddress: instance.email.to_string(),
+            extra_hosts: instance.extra_hosts.iter().map(ToString::to_string).collect(),
+            made_at: Utc::now(),
+        }
+    }
 }
 
 impl Archives {

@@ -9,16 +9,21 @@ macro_rules! say {
 mod config;
 mod doctor;
 mod down;
+mod gc;
 mod host;
 mod instances;
 mod intent;
+mod lifecycle;
 mod output;
+mod policy;
 mod reconcile;
 mod rehost;
+mod roll;
 mod routes;
 mod serve;
 mod settings;
 mod table;
+mod transfer;
 mod up;
 
 use std::path::PathBuf;
@@ -26,6 +31,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
+
+use crate::instance::policy::Descent;
 
 /// Hoodie as a Service: gives a user's app a Hoodie backend at its own domain.
 #[derive(Debug, Parser)]
@@ -61,8 +68,28 @@ enum Command {
     Down(down::Arguments),
     /// Give a user a Hoodie for an app
     Provision(intent::Provision),
-    /// Take a Hoodie away; its data stays
+    /// Take a Hoodie away; its data stays, and can be restored until it is purged
     Deprovision(intent::Deprovision),
+    /// Bring a deleted one back, with its data
+    Restore(lifecycle::Arguments),
+    /// Take a Hoodie away with its data, at once and for good
+    Purge(lifecycle::Arguments),
+    /// Stop a Hoodie; the next request wakes it
+    Sleep(lifecycle::Arguments),
+    /// Start one that rests
+    Wake(lifecycle::Arguments),
+    /// Pack one away: its data goes into a file, and comes back with the next request
+    Archive(lifecycle::Arguments),
+    /// Show, or change, where an instance departs from the clean-up policy
+    Policy(policy::Arguments),
+    /// Follow the clean-up policy at once; the server does this all the time
+    Gc(gc::Arguments),
+    /// Write one tenant's data into a file, for another installation
+    Export(transfer::Export),
+    /// Take a tenant over from such a file
+    Import(transfer::Import),
+    /// Bring a new image, or new limits, to the instances that are there
+    Roll(roll::Arguments),
     /// List instances
     List(instances::List),
     /// Show one instance: its state, its latest events, its last log lines if it failed
@@ -131,6 +158,16 @@ impl Cli {
             Command::Down(arguments) => down::run(&global, &arguments).await,
             Command::Provision(arguments) => intent::provision(&global, &arguments).await,
             Command::Deprovision(arguments) => intent::deprovision(&global, &arguments).await,
+            Command::Restore(arguments) => lifecycle::restore(&global, &arguments).await,
+            Command::Purge(arguments) => lifecycle::purge(&global, &arguments).await,
+            Command::Sleep(arguments) => lifecycle::descend(&global, &arguments, Descent::Sleep).await,
+            Command::Wake(arguments) => lifecycle::wake(&global, &arguments).await,
+            Command::Archive(arguments) => lifecycle::descend(&global, &arguments, Descent::Archive).await,
+            Command::Policy(arguments) => policy::run(&global, &arguments).await,
+            Command::Gc(arguments) => gc::run(&global, &arguments).await,
+            Command::Export(arguments) => transfer::export(&global, &arguments).await,
+            Command::Import(arguments) => transfer::import(&global, &arguments).await,
+            Command::Roll(arguments) => roll::run(&global, &arguments).await,
             Command::List(arguments) => instances::list(&global, &arguments).await,
             Command::Show(arguments) => instances::show(&global, &arguments).await,
             Command::Host(arguments) => host::run(&global, &arguments).await,

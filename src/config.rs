@@ -5,6 +5,7 @@
 //! reported at once, because each round of "fix one, see the next" is a restart.
 
 mod check;
+mod derived;
 mod public;
 mod value;
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 use toml::{Table, Value};
 
 use crate::instance::name::{HostPattern, Hostname};
+use crate::instance::policy::TimeLimit;
 pub use public::Public;
 use value::Setting;
 pub use value::{Listen, PortRange};
@@ -190,6 +192,47 @@ settings! {
         hsts: Duration = "\"0s\"",
         /// The control API takes requests in the clear from other machines, too.
         allow_insecure: bool = "false",
+    }
+    /// What becomes of apps that nobody uses; docs/lifecycle.md has the whole way down. "never" is a
+    /// time, too. Each instance may depart from the first five: `haas policy`.
+    lifecycle: Lifecycle {
+        /// From its last use until an app is put to sleep; the next request wakes it.
+        idle_after: TimeLimit = "\"30m\"",
+        /// From its last use until it is paused, before it is put to sleep: it keeps its memory, and
+        /// wakes sooner.
+        pause_after: TimeLimit = "\"never\"",
+        /// How long it sleeps before it is archived: its data goes into a file.
+        archive_after: TimeLimit = "\"30d\"",
+        /// How long it stays archived before it is deleted.
+        delete_after: TimeLimit = "\"never\"",
+        /// How long a deleted one can be restored before its data is purged.
+        purge_after: TimeLimit = "\"30d\"",
+        /// How long an open stream, such as a _changes feed, counts as use.
+        stream_keeps_awake_for: TimeLimit = "\"12h\"",
+        /// Apps that are awake at the same time; to wake one more, the longest idle one is put to
+        /// sleep. 0 for no bound.
+        max_awake: usize = "0",
+        /// Memory in MiB that those awake may take together, each counted with the whole of its
+        /// tenant.memory_mib. 0 for no bound.
+        memory_budget_mib: usize = "0",
+        /// How long a request waits for the app that it wakes before it is answered 503.
+        wake_timeout: Duration = "\"30s\"",
+        /// Apps that are woken at the same time.
+        wake_concurrency: usize = "4",
+        /// Apps that are awake and rolled to a new image or new limits at the same time.
+        roll_concurrency: usize = "2",
+        /// Where archives are kept.
+        archive_dir: PathBuf = "\"/var/lib/haas/archive\"",
+        /// Who is told before something is archived or purged: an URL that notices are posted to;
+        /// empty for nobody. `webhook.key` among the secrets signs them.
+        webhook_url: String = "\"\"",
+        /// How long before.
+        notice_before: Duration = "\"7d\"",
+        /// Nothing is purged by the policy before its notice was delivered.
+        purge_needs_notice: bool = "true",
+        /// How long volumes, networks and archives of ours that no row claims are left before they
+        /// are removed.
+        unclaimed_grace: Duration = "\"7d\"",
     }
     /// The loop that makes the world agree with the manifest.
     reconcile: Reconcile {

@@ -10,8 +10,11 @@ mod password;
 mod spec;
 
 use std::future::Future;
+use std::path::PathBuf;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -25,6 +28,10 @@ pub use password::{InstanceKey, KeyError, make_secret};
 pub const LABEL_INSTALLATION: &str = "haas.installation";
 /// The label with the instance's id.
 pub const LABEL_INSTANCE: &str = "haas.instance";
+/// The label with the digest of what a container is made of.
+pub const LABEL_SPEC: &str = "haas.spec";
+/// The label with the volume that a container has.
+pub const LABEL_VOLUME: &str = "haas.volume";
 /// The label with the generation that a container, or a volume, was made for.
 pub const LABEL_GENERATION: &str = "haas.generation";
 
@@ -72,6 +79,22 @@ pub struct Owned {
     pub created: DateTime<Utc>,
 }
 
+/// A volume with our installation's label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedVolume {
+    /// Docker's name.
+    pub name: String,
+    /// The instance that it was made for.
+    pub instance: Option<Uuid>,
+    /// When it was made.
+    pub created: Option<DateTime<Utc>>,
+    /// Where its files are on the engine's machine.
+    pub path: PathBuf,
+}
+
+/// A tar of a volume's files (Docker Engine API, `GET /containers/{id}/archive`).
+pub type Data = BoxStream<'static, Result<Bytes, ContainersError>>;
+
 /// Whether an instance's volume is from an earlier life of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DataFound(pub bool);
@@ -92,6 +115,44 @@ pub trait Containers: Send + Sync + 'static {
 
     /// Starts, or unfreezes, the container.
     fn start(&self, instance: &Instance) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// Freezes the container; one that does not run is left as it is.
+    fn pause(&self, instance: &Instance) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// Stops the container, which stays; one that does not run is left as it is.
+    fn stop(&self, instance: &Instance) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// The files of the volume that its container has, which must not run.
+    fn read_data(&self, instance: &Instance) -> impl Future<Output = Result<Data, ContainersError>> + Send;
+
+    /// Makes the instance's volume, and a container on it, and fills it. Does not start it.
+    fn write_data(
+        &self,
+        instance: &Instance,
+        data: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// Removes every volume that was made for an instance, but for one.
+    fn remove_volumes(
+        &self,
+        instance: Uuid,
+        keep: Option<&str>,
+    ) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// Whether there is a volume of this name.
+    fn has_volume(&self, name: &str) -> impl Future<Output = Result<bool, ContainersError>> + Send;
+
+    /// Every volume of this installation that no container has.
+    fn volumes(&self) -> impl Future<Output = Result<Vec<OwnedVolume>, ContainersError>> + Send;
+
+    /// Removes a volume that nobody uses; one that is gone, or in use, is left as it is.
+    fn remove_volume(&self, name: &str) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// Networks of this installation that it does not use.
+    fn stray_networks(&self) -> impl Future<Output = Result<Vec<String>, ContainersError>> + Send;
+
+    /// Removes a network of this installation; one that is gone, or in use, is left as it is.
+    fn remove_network(&self, name: &str) -> impl Future<Output = Result<(), ContainersError>> + Send;
 
     /// Whether its Hoodie answers 200 now.
     fn answers(&self, instance: &Instance) -> impl Future<Output = bool> + Send;

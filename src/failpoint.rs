@@ -18,6 +18,22 @@ pub enum Boundary {
     Drained,
     /// The container is gone, the manifest does not know.
     ContainerRemoved,
+    /// The container is frozen, the manifest does not know.
+    ContainerPaused,
+    /// The container stands still, the manifest does not know.
+    ContainerStopped,
+    /// The archive is in its place and was read back, the manifest does not know.
+    ArchiveWritten,
+    /// The manifest knows that the archive has the data; the volume is still there.
+    ArchiveRecorded,
+    /// The volumes are gone, the manifest does not know.
+    VolumesFreed,
+    /// The new volume has the archive's data, the manifest does not know.
+    DataRestored,
+    /// The manifest knows that the new volume has the data; the archive is still there.
+    RestoreRecorded,
+    /// The data of a purged one is gone, its row is not.
+    DataPurged,
     /// The manifest has taken a step.
     ManifestAdvanced,
     /// haproxy accepts the candidate; nothing is in its place yet.
@@ -44,6 +60,14 @@ impl Boundary {
         Self::RouteConfirmed,
         Self::Drained,
         Self::ContainerRemoved,
+        Self::ContainerPaused,
+        Self::ContainerStopped,
+        Self::ArchiveWritten,
+        Self::ArchiveRecorded,
+        Self::VolumesFreed,
+        Self::DataRestored,
+        Self::RestoreRecorded,
+        Self::DataPurged,
         Self::ManifestAdvanced,
         Self::CandidateChecked,
         Self::MapSwapped,

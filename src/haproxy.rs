@@ -33,6 +33,7 @@ mod render;
 mod routes;
 mod settings;
 mod socket;
+mod usage;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -57,6 +58,7 @@ pub use reload::ReloadSignal;
 pub use render::Candidate;
 pub use routes::{Moment, Route, RouteChange, Routes};
 pub use settings::Settings;
+pub use usage::{AppUsage, REMEMBERED_FOR, Usage};
 
 /// How often what the workers have is compared with what they should when nothing is amiss.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
@@ -185,6 +187,12 @@ pub trait Proxy: Send + Sync + 'static {
     /// [`HaproxyError::Socket`] when the master answers with something else.
     fn busy(&self, port: u16) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
 
+    /// What was counted for each app since it was last asked; none when HAProxy is down.
+    ///
+    /// # Errors
+    /// [`HaproxyError::Socket`] when the master answers with something else.
+    fn usage(&self) -> impl Future<Output = Result<Option<Usage>, HaproxyError>> + Send;
+
     /// When the oldest worker started of those that a reload has told to leave; none when there
     /// is none. Such a worker keeps the routes that it was started with: a port that was unrouted
     /// later than this may still be reached through it.
@@ -212,6 +220,7 @@ pub struct Haproxy {
     certs: Certs,
     faults: Faults,
     probe: Probe,
+    earlier_usage: usage::Earlier,
     /// Held for a whole publication: they never overlap.
     publishing: Mutex<Memory>,
 }
@@ -249,7 +258,17 @@ impl Haproxy {
         let signal = settings.reload_container.clone().map_or_else(reload::to_the_process, reload::to_nobody);
         let lane = Lane::new(&settings, Faults::default());
         let (certs, probe) = (Certs::new(&settings), Probe::new(&settings));
-        Self { settings, master, lane, signal, certs, faults: Faults::default(), probe, publishing: Mutex::default() }
+        Self {
+            settings,
+            master,
+            lane,
+            signal,
+            certs,
+            faults: Faults::default(),
+            probe,
+            earlier_usage: usage::Earlier::default(),
+            publishing: Mutex::default(),
+        }
     }
 
     /// With another way to signal the master than a signal to its process.
@@ -419,6 +438,10 @@ impl Proxy for Haproxy {
             }
         }
         Ok(false)
+    }
+
+    async fn usage(&self) -> Result<Option<Usage>, HaproxyError> {
+        self.earlier_usage.read(&self.master).await
     }
 
     async fn oldest_leaving_worker(&self) -> Result<Option<DateTime<Utc>>, HaproxyError> {

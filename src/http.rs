@@ -2,13 +2,14 @@
 //! out. It touches neither Docker nor HAProxy.
 //!
 //! The bare domain is the control API. Every other host gets here only because HAProxy has no
-//! route for it, and is told that there is no such app, or that it is not ready yet.
+//! route for it: an app that rests, or is on its way, has its requests held and passed on (`hold`,
+//! `forward`); others are told that there is no such app.
 
 mod auth;
 mod body;
-#[allow(dead_code, reason = "until the waking of apps calls it")]
 mod forward;
 mod health;
+mod hold;
 mod hosts;
 mod instances;
 mod openapi;
@@ -31,7 +32,7 @@ use crate::config::{Config, Listen, Public};
 use crate::failpoint::Faults;
 use crate::instance::name::Hostname;
 use crate::manifest::Manifest;
-use crate::reconcile::{Health, Nudges};
+use crate::reconcile::{Health, Held, Nudges};
 
 pub use auth::{Secrets, SecretsError};
 pub use openapi::document as openapi_document;
@@ -51,6 +52,8 @@ pub struct Api {
     pub secrets: Secrets,
     /// Where a test ends the process.
     pub faults: Faults,
+    /// Requests that wait for apps to come up.
+    pub held: Held,
     /// How endpoints are spelled, and how long a request waits.
     pub settings: Settings,
 }
@@ -62,6 +65,11 @@ pub struct Settings {
     public: Public,
     wait: Duration,
     workers: usize,
+    wake_timeout: Duration,
+    /// Requests that one app may have under way.
+    app_maxconn: u32,
+    /// The longest request body, in bytes.
+    body_max: u64,
 }
 
 impl Settings {
@@ -73,6 +81,9 @@ impl Settings {
             public: config.public(),
             wait: config.http.wait,
             workers: config.http.workers,
+            wake_timeout: config.lifecycle.wake_timeout,
+            app_maxconn: config.haproxy.app_maxconn,
+            body_max: u64::from(config.haproxy.body_max_mib) * 1024 * 1024,
         }
     }
 }
@@ -123,17 +134,21 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
     let server = HttpServer::new(move || {
         let domain = api.settings.domain.clone();
         let control_host = move |context: &GuardContext<'_>| host(context.head()).as_deref() == Some(domain.as_str());
+        let own = api.settings.domain.clone();
         App::new()
             .app_data(web::Data::new(api.clone()))
-            .wrap_fn(|request, service| {
-                let (method, path) = (request.method().clone(), request.path().to_owned());
+            .wrap_fn(move |request, service| {
+                let method = request.method().clone();
+                // What tenants' users ask for is not ours to write down.
+                let own = host(request.head()).as_deref() == Some(own.as_str());
+                let path = if own { request.path().to_owned() } else { "an app's".to_owned() };
                 let began = std::time::Instant::now();
                 let answer = service.call(request);
                 async move {
                     let answer: ServiceResponse = answer.await?;
                     let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                     // What asks for this asks every few seconds.
-                    let level = if path == "/healthz" { log::Level::Debug } else { log::Level::Info };
+                    let level = if path == "/healthz" || !own { log::Level::Debug } else { log::Level::Info };
                     log::log!(level, status = answer.status().as_u16(), milliseconds; "{method} {path:?}");
                     Ok(answer)
                 }
@@ -143,6 +158,7 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
                     .guard(actix_web::guard::fn_guard(control_host))
                     .service(resource("/provision", "POST").route(web::post().to(provision::provision)))
                     .service(resource("/deprovision", "POST").route(web::post().to(provision::deprovision)))
+                    .service(resource("/restore", "POST").route(web::post().to(provision::restore)))
                     .service(resource("/instances", "GET").route(web::get().to(instances::list)))
                     .service(resource("/instances/{username}/{appname}", "GET").route(web::get().to(instances::show)))
                     .service(resource("/instances/{username}/{appname}/hosts", "PUT").route(web::put().to(hosts::put)))
@@ -156,6 +172,9 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
     .workers(workers)
     .disable_signals()
     .shutdown_timeout(3)
+    // Whoever goes away while a request is held is to be seen going.
+    .h1_allow_half_closed(false)
+    .tcp_nodelay(true)
     // A provisioning request waits in its handler, not here.
     .client_request_timeout(Duration::from_secs(10));
     let server = match listener {

@@ -3,6 +3,10 @@
 pub mod hosts;
 pub mod name;
 pub mod plan;
+pub mod policy;
+pub mod spec;
+
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -10,7 +14,10 @@ use thiserror::Error;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::archive::Archive;
 use name::{AppName, ContainerName, Email, Hostname, Username};
+use policy::Overrides;
+use spec::Spec;
 
 /// One user's one app: the row in the ship manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,9 +36,9 @@ pub struct Instance {
     pub extra_hosts: Vec<Hostname>,
     /// The Docker name, `<username>-<app>`.
     pub container: ContainerName,
-    /// The loopback port that is published for it; none once it is deleted.
+    /// The loopback port that is published for it; none once it is archived or deleted.
     pub port: Option<u16>,
-    /// What it should be. Written by handlers and commands only.
+    /// What it should be. Written by handlers, commands and the policy only.
     pub desired: Desired,
     /// How far it has come. Written by the reconciler only, by compare-and-set.
     pub phase: Phase,
@@ -57,16 +64,56 @@ pub struct Instance {
     pub updated_at: DateTime<Utc>,
     /// When its Hoodie first answered in this life.
     pub ready_at: Option<DateTime<Utc>>,
+    /// When its users last asked it for something, as far as that was written down.
+    pub last_used_at: Option<DateTime<Utc>>,
+    /// Where it departs from the installation's clean-up policy, if it does.
+    pub overrides: Option<Box<Overrides>>,
+    /// The file that its data is in; none while it is in the volume. Never both: whichever is not
+    /// the data any more is removed.
+    pub archive: Option<Box<Archive>>,
+    /// Which of its volumes has its data: each restored archive goes into a new one, with a number that
+    /// none has.
+    pub volume_serial: i32,
+    /// What its container is made of; none where that was never written down.
+    pub spec: Option<Arc<Spec>>,
+    /// What its container will be made of, once it is made anew.
+    pub next_spec: Option<Arc<Spec>>,
+    /// Whether that is under way; it becomes its `spec` when its Hoodie answers at its host.
+    pub rolling: bool,
+    /// Until when a deleted one can be restored for sure; none for ever.
+    pub restorable_until: Option<DateTime<Utc>>,
 }
 
-/// What an instance should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// What an instance should be, in the order of the way down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Desired {
     /// Answering at its host.
     Running,
+    /// Frozen in memory, until somebody asks for it.
+    Paused,
+    /// Stopped, until somebody asks for it.
+    Asleep,
+    /// Without a container and a volume: its data is in a file, until somebody asks for it.
+    Archived,
     /// Gone, but for its data and a tombstone.
     Deleted,
+    /// Gone with its data. There is no way back.
+    Purged,
+}
+
+impl Desired {
+    /// Whether it was taken away, rather than laid to rest.
+    #[must_use]
+    pub fn gone(self) -> bool {
+        matches!(self, Self::Deleted | Self::Purged)
+    }
+
+    /// Whether the first request brings it back.
+    #[must_use]
+    pub fn resting(self) -> bool {
+        matches!(self, Self::Paused | Self::Asleep | Self::Archived)
+    }
 }
 
 /// How far an instance has come.
@@ -86,9 +133,19 @@ pub enum Phase {
     Restarting,
     /// An attempt failed; the next one comes at `next_attempt_at`.
     Failed,
-    /// Unwanted: leaving HAProxy, then waiting for its last requests.
+    /// To rest, or unwanted: leaving HAProxy, then waiting for its last requests.
     Draining,
-    /// Drained: its container is being stopped and removed.
+    /// Drained: its container is being paused or stopped.
+    Stopping,
+    /// Its container is frozen.
+    Paused,
+    /// Its container stands still, or is not there.
+    Asleep,
+    /// Its data is being written into an archive, then its container and its volume are removed.
+    Archiving,
+    /// Its data is in an archive; container, volume and port are given back.
+    Archived,
+    /// Drained, and unwanted or to be made anew: its container is being stopped and removed.
     Removing,
     /// The container is gone and the port given back; the data and this tombstone remain.
     Deleted,
@@ -133,7 +190,16 @@ macro_rules! words {
     };
 }
 
-words!(Desired, "desired state", Running = "running", Deleted = "deleted");
+words!(
+    Desired,
+    "desired state",
+    Running = "running",
+    Paused = "paused",
+    Asleep = "asleep",
+    Archived = "archived",
+    Deleted = "deleted",
+    Purged = "purged",
+);
 words!(
     Phase,
     "phase",
@@ -144,6 +210,11 @@ words!(
     Restarting = "restarting",
     Failed = "failed",
     Draining = "draining",
+    Stopping = "stopping",
+    Paused = "paused",
+    Asleep = "asleep",
+    Archiving = "archiving",
+    Archived = "archived",
     Removing = "removing",
     Deleted = "deleted",
 );
@@ -153,6 +224,9 @@ words!(
     Pending = "pending",
     Running = "running",
     Failed = "failed",
+    Paused = "paused",
+    Asleep = "asleep",
+    Archived = "archived",
     Deleting = "deleting",
     Deleted = "deleted",
 );
@@ -167,9 +241,15 @@ pub enum State {
     Running,
     /// Not answering; it is retried, and `last_error` says why.
     Failed,
+    /// Frozen; the first request to its endpoint wakes it.
+    Paused,
+    /// Stopped; the first request to its endpoint wakes it.
+    Asleep,
+    /// Packed away; the first request to its endpoint unpacks and wakes it.
+    Archived,
     /// On its way out.
     Deleting,
-    /// Gone; its data is kept.
+    /// Gone; its data is kept until it is purged.
     Deleted,
 }
 
@@ -178,11 +258,16 @@ impl State {
     #[must_use]
     pub fn of(desired: Desired, phase: Phase) -> Self {
         match (desired, phase) {
-            (_, Phase::Deleted) if desired == Desired::Deleted => Self::Deleted,
-            (Desired::Deleted, _) => Self::Deleting,
+            (Desired::Deleted | Desired::Purged, Phase::Deleted) => Self::Deleted,
+            (Desired::Deleted | Desired::Purged, _) => Self::Deleting,
+            (_, Phase::Failed) => Self::Failed,
             (Desired::Running, Phase::Running) => Self::Running,
-            (Desired::Running, Phase::Failed) => Self::Failed,
-            (Desired::Running, _) => Self::Pending,
+            (Desired::Running, _) | (_, Phase::Pending) => Self::Pending,
+            (_, Phase::Paused) => Self::Paused,
+            (_, Phase::Asleep | Phase::Archiving) => Self::Asleep,
+            (_, Phase::Archived) => Self::Archived,
+            // On its way to rest, and back at once if somebody asks for it.
+            (_, _) => Self::Running,
         }
     }
 }
@@ -215,11 +300,37 @@ impl Instance {
         self.phase != Phase::Deleted
     }
 
+    /// Whether its container may run, or stand frozen, in this phase: then it takes memory.
+    #[must_use]
+    pub fn takes_memory(&self) -> bool {
+        use Phase::{Draining, Paused, Ready, Removing, Restarting, Running, Starting, Stopping};
+        matches!(self.phase, Starting | Ready | Running | Restarting | Draining | Stopping | Paused | Removing)
+    }
+
+    /// Whether it has lived before, and is coming back.
+    #[must_use]
+    pub fn returning(&self) -> bool {
+        self.ready_at.is_some()
+    }
+
     /// The Docker volume with its data. Named after the id alone: a name that another user
     /// comes to hold later never leads to this data.
     #[must_use]
     pub fn volume(&self) -> String {
-        volume_name(self.id)
+        volume_name(self.id, self.volume_serial)
+    }
+
+    /// Where it departs from the installation's clean-up policy.
+    #[must_use]
+    pub fn overrides(&self) -> Overrides {
+        self.overrides.as_deref().copied().unwrap_or_default()
+    }
+
+    /// What its container is to be made of.
+    #[must_use]
+    pub fn wanted_spec(&self) -> Option<&Spec> {
+        let next = self.next_spec.as_deref().filter(|_| self.rolling);
+        next.or(self.spec.as_deref())
     }
 }
 
@@ -251,14 +362,25 @@ impl Instance {
             created_at: now,
             updated_at: now,
             ready_at: None,
+            last_used_at: None,
+            overrides: None,
+            archive: None,
+            volume_serial: 0,
+            spec: None,
+            next_spec: None,
+            rolling: false,
+            restorable_until: None,
         }
     }
 }
 
 /// See [`Instance::volume`].
 #[must_use]
-pub fn volume_name(id: Uuid) -> String {
-    format!("haas-{}", id.simple())
+pub fn volume_name(id: Uuid, serial: i32) -> String {
+    match serial {
+        0 => format!("haas-{}", id.simple()),
+        serial => format!("haas-{}-{serial}", id.simple()),
+    }
 }
 
 impl Phase {
@@ -266,7 +388,10 @@ impl Phase {
     /// the manifest refuses it.
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
-        use Phase::{Deleted, Draining, Failed, Pending, Ready, Removing, Restarting, Running, Starting};
+        use Phase::{
+            Archived, Archiving, Asleep, Deleted, Draining, Failed, Paused, Pending, Ready, Removing, Restarting,
+            Running, Starting, Stopping,
+        };
         match self {
             Pending => matches!(next, Starting | Failed | Draining | Deleted),
             Starting => matches!(next, Pending | Ready | Failed | Draining),
@@ -274,7 +399,12 @@ impl Phase {
             Running => matches!(next, Pending | Restarting | Draining),
             Restarting => matches!(next, Pending | Running | Failed | Draining),
             Failed => matches!(next, Pending | Draining),
-            Draining => matches!(next, Removing | Pending),
+            Draining => matches!(next, Removing | Stopping | Pending),
+            Stopping => matches!(next, Paused | Asleep | Removing | Pending),
+            Paused => matches!(next, Stopping | Removing | Pending),
+            Asleep => matches!(next, Archiving | Removing | Pending),
+            Archiving => matches!(next, Archived | Asleep | Removing | Pending),
+            Archived => matches!(next, Archiving | Removing | Pending),
             Removing => matches!(next, Deleted | Pending),
             Deleted => matches!(next, Pending),
         }

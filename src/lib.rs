@@ -20,6 +20,7 @@
 //! | [`haproxy`] | render, check, swap, signal, confirm |
 //! | [`archive`] | tenants' data as compressed, checksummed files |
 //! | [`tls`] | certificates: the local CA, what the operator gives, what HAProxy may load |
+//! | [`webhook`] | what owners have to know, posted to the operator's URL |
 //! | [`watch`] | events from outside, turned into nudges |
 //! | [`server`] | puts the rooms together |
 //! | [`embedded`] | the Postgres and HAProxy that `haas up` runs beside the server |
@@ -43,4 +44,5 @@ pub mod reconcile;
 pub mod server;
 pub mod tls;
 pub mod watch;
+pub mod webhook;
 mod whole_file;

@@ -4,8 +4,10 @@
 //!
 //! | columns | written by | how |
 //! |---|---|---|
-//! | names, email, host, `extra_hosts`, `desired`, `generation` | handlers and commands | one transaction under the intent lock (`intents`, `hosts`) |
-//! | `phase` and all that was observed | the reconciler | compare-and-set on (id, generation, phase) |
+//! | names, email, host, `extra_hosts`, `desired`, `generation`, `overrides` | handlers and commands | one transaction under the intent lock (`intents`, `hosts`, `rest`) |
+//! | `desired`, one step down or back up | the policy, and whoever makes room | compare-and-set on (id, generation, desired, phase) (`rest`) |
+//! | `next_spec`, `rolling` | `haas roll`, then the reconciler | (`roll`) |
+//! | `phase` and all that was observed; `archive` and `volume_serial`, which say where the data is | the reconciler | compare-and-set on (id, generation, phase) |
 //! | `port` | both: taken with the intent, moved or given back by the reconciler | in the same transaction as its cause |
 //!
 //! Every change of a row notifies the channel `haas`, so that any process may write and the one
@@ -16,11 +18,15 @@ mod hosts;
 mod intents;
 mod leader;
 mod migrations;
+mod notices;
 mod ports;
 mod progress;
 mod query;
+mod rest;
+mod roll;
 mod rows;
 mod schema;
+mod unclaimed;
 
 use std::time::Duration;
 
@@ -34,14 +40,20 @@ use uuid::Uuid;
 use crate::config::{Config, PortRange};
 use crate::instance::hosts::EXTRA_HOSTS_MAX;
 use crate::instance::name::{ContainerName, HostPattern, Hostname};
+use crate::instance::policy::Policy;
+use crate::instance::spec::Spec;
 
 pub use hosts::Rehosted;
 pub use intents::{NewInstance, Provisioned};
 pub use leader::{Leader, Nudge, watch};
 pub use migrations::migrate;
+pub use notices::{Announced, Delivery, Notice, Told};
 pub use ports::{PortUse, WithheldPort};
-pub use query::{Filter, Page};
+pub use query::{DataPlace, Filter, Page};
+pub use rest::Restored;
+pub use roll::RollStatus;
 pub use rows::Event;
+pub use unclaimed::{Unclaimed, UnclaimedKind};
 
 /// What can go wrong with the manifest.
 #[derive(Debug, Error)]
@@ -73,6 +85,12 @@ pub enum ManifestError {
     /// Every port of the range is taken or withheld.
     #[error("no port is free")]
     NoFreePort,
+    /// Its data is being removed; in a moment there is nothing left of it.
+    #[error("it is being purged")]
+    BeingPurged,
+    /// There is an instance of this name already, or a tombstone of one.
+    #[error("there is one already")]
+    Exists,
     /// Somebody else has changed the row since it was read.
     #[error("the row has changed in the meantime")]
     Stale,
@@ -141,6 +159,9 @@ pub struct Manifest {
     port_retry_after: Duration,
     domain: Hostname,
     host_pattern: HostPattern,
+    policy: Policy,
+    /// What new containers are made of.
+    spec: Spec,
 }
 
 impl Manifest {
@@ -177,6 +198,8 @@ impl Manifest {
             port_retry_after: config.reconcile.port_retry_after,
             domain: config.installation.domain.clone(),
             host_pattern: config.installation.host_pattern,
+            policy: config.lifecycle.policy(),
+            spec: config.tenant.spec(),
         }
     }
 

@@ -10,33 +10,52 @@
 //! | `pass` | one look at everything; starts what is needed |
 //! | `drive` | takes one instance step by step, until it has to wait for something |
 //! | `publish` | what HAProxy routes to, as it was last confirmed |
-//! | `orphans` | containers of ours that no row wants |
+//! | `uses` | who is used, as HAProxy counts it |
+//! | `awake` | how many may be awake, and who makes room for whom |
+//! | `lifecycle` | the policy's steps down, written as intent |
+//! | `notices` | what owners are told before |
+//! | `orphans`, `unclaimed` | containers, volumes, networks and archives of ours that no row wants |
 //! | `health` | what the last look at each part showed |
 
+mod awake;
 mod drive;
 mod health;
+mod lifecycle;
+mod notices;
 mod orphans;
 mod pass;
 mod publish;
+mod unclaimed;
+mod uses;
 mod worker;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, broadcast};
 use uuid::Uuid;
 
+use crate::archive::Archives;
 use crate::config::Config;
 use crate::containers::{Containers, ContainersError};
 use crate::failpoint::Faults;
 use crate::haproxy::Proxy;
+use crate::instance::policy::{Policy, TimeLimit};
+use crate::instance::{Desired, Instance};
 use crate::manifest::{Manifest, ManifestError};
+use crate::webhook::Webhook;
 
+use awake::Awake;
 pub use health::{Health, Part, Report};
+pub use lifecycle::{Decision, Outlook, decide, notice_horizon};
 pub use pass::{Planned, dry_run};
 pub use publish::routes;
+pub use unclaimed::{Stray, UnclaimedError, strays};
+pub use uses::{Held, HeldRequest, Uses};
 pub use worker::{Worker, settle};
 
 /// Why a pass on demand could not be made.
@@ -53,8 +72,10 @@ pub enum ReconcileError {
     Containers(#[from] ContainersError),
 }
 
-/// Instances that are worked on at the same time: each may hold a connection to Docker.
+/// Instances of one lane that are worked on at the same time: each may hold a connection to Docker.
 const TURNS: usize = 64;
+/// Archives that are written, and that are read, at the same time.
+const MOVES: usize = 2;
 
 /// Times and bounds of the reconciler.
 #[derive(Debug, Clone)]
@@ -75,6 +96,26 @@ pub struct Settings {
     pub ready_timeout: Duration,
     /// How long the last requests of an unwanted Hoodie are waited for.
     pub drain_timeout: Duration,
+    /// Who cleans up, and when.
+    pub policy: Policy,
+    /// How long an open stream counts as use.
+    pub stream_keeps_awake_for: TimeLimit,
+    /// How many may be awake; none for no bound.
+    pub most_awake: Option<usize>,
+    /// How long a request waits for the app that it wakes.
+    pub wake_timeout: Duration,
+    /// Apps that are woken at the same time.
+    pub wake_concurrency: usize,
+    /// Apps that are awake and rolled at the same time.
+    pub roll_concurrency: usize,
+    /// Where archives are kept.
+    pub archive_dir: PathBuf,
+    /// How long before something happens to the data its owner is told.
+    pub notice_before: Duration,
+    /// Whether nothing is purged by the policy before that was delivered.
+    pub purge_needs_notice: bool,
+    /// How long what no row claims is left alone.
+    pub unclaimed_grace: Duration,
 }
 
 impl Settings {
@@ -90,6 +131,16 @@ impl Settings {
             orphan_grace: config.reconcile.orphan_grace,
             ready_timeout: config.tenant.ready_timeout,
             drain_timeout: config.tenant.drain_timeout,
+            policy: config.lifecycle.policy(),
+            stream_keeps_awake_for: config.lifecycle.stream_keeps_awake_for,
+            most_awake: config.lifecycle.most_awake(&config.tenant),
+            wake_timeout: config.lifecycle.wake_timeout,
+            wake_concurrency: config.lifecycle.wake_concurrency,
+            roll_concurrency: config.lifecycle.roll_concurrency,
+            archive_dir: config.lifecycle.archive_dir.clone(),
+            notice_before: config.lifecycle.notice_before,
+            purge_needs_notice: config.lifecycle.purge_needs_notice,
+            unclaimed_grace: config.lifecycle.unclaimed_grace,
         }
     }
 }
@@ -106,19 +157,89 @@ pub struct World<C, P> {
     pub settings: Settings,
     /// Where a test ends or freezes it.
     pub faults: Faults,
+    /// Where data is packed away.
+    pub archives: Archives,
+    /// Requests that this server holds for apps that come up.
+    pub held: Held,
+    /// Who tells the owners; none for nobody.
+    pub webhook: Option<Webhook>,
+    uses: Uses,
+    awake: Awake,
+    lanes: Lanes,
+}
+
+/// Those that are worked on at the same time, by what for: a storm of wakes must not keep others
+/// from being provisioned, nor either of them those that make room by going to sleep.
+struct Lanes {
+    new: Lane,
+    returning: Lane,
+    leaving: Lane,
+    /// On their way into an archive, which takes minutes of work and disk.
+    archiving: Lane,
+    /// Places for those whose archives are restored.
+    restores: Semaphore,
+}
+
+struct Lane {
+    turns: Semaphore,
     /// Places for those that start at the same time.
     starts: Semaphore,
-    /// Instances that are worked on at the same time, whatever for.
-    turns: Semaphore,
+}
+
+impl Lane {
+    fn new(turns: usize, starts: usize) -> Self {
+        Self { turns: Semaphore::new(turns), starts: Semaphore::new(starts) }
+    }
+}
+
+impl Lanes {
+    fn of(&self, instance: &Instance) -> &Lane {
+        match instance.desired {
+            Desired::Running if instance.returning() => &self.returning,
+            Desired::Running => &self.new,
+            Desired::Archived => &self.archiving,
+            _ => &self.leaving,
+        }
+    }
+
+    fn turns_of(&self, instance: &Instance) -> &Semaphore {
+        &self.of(instance).turns
+    }
+
+    fn starts_of(&self, instance: &Instance) -> &Semaphore {
+        &self.of(instance).starts
+    }
 }
 
 impl<C: Containers, P: Proxy> World<C, P> {
     /// Puts the rooms together.
     #[must_use]
     pub fn new(manifest: Manifest, containers: C, proxy: P, settings: Settings, faults: Faults) -> Arc<Self> {
-        let starts = Semaphore::new(settings.concurrency);
-        let turns = Semaphore::new(TURNS);
-        Arc::new(Self { manifest, containers, proxy, settings, faults, starts, turns })
+        Self::new_telling(manifest, containers, proxy, settings, faults, None)
+    }
+
+    /// With somebody who tells the owners.
+    #[must_use]
+    pub fn new_telling(
+        manifest: Manifest,
+        containers: C,
+        proxy: P,
+        settings: Settings,
+        faults: Faults,
+        webhook: Option<Webhook>,
+    ) -> Arc<Self> {
+        let lanes = Lanes {
+            new: Lane::new(TURNS, settings.concurrency),
+            returning: Lane::new(TURNS, settings.wake_concurrency),
+            leaving: Lane::new(TURNS, settings.concurrency),
+            archiving: Lane::new(MOVES, settings.concurrency),
+            restores: Semaphore::new(MOVES),
+        };
+        let archives = Archives::new(settings.archive_dir.clone());
+        let awake = Awake::new(settings.most_awake, settings.wake_concurrency);
+        let held = Held::default();
+        let uses = Uses::new(held.clone(), settings.stream_keeps_awake_for);
+        Arc::new(Self { manifest, containers, proxy, settings, faults, archives, held, webhook, uses, awake, lanes })
     }
 }
 
@@ -127,12 +248,21 @@ impl<C: Containers, P: Proxy> World<C, P> {
 pub struct Nudges {
     wake: Arc<Notify>,
     haproxy: Arc<AtomicBool>,
+    /// Instances that somebody waits for: they need no look at all the others first.
+    urgent: Arc<Mutex<HashSet<Uuid>>>,
+    wake_urgent: Arc<Notify>,
     changes: broadcast::Sender<Uuid>,
 }
 
 impl Default for Nudges {
     fn default() -> Self {
-        Self { wake: Arc::default(), haproxy: Arc::default(), changes: broadcast::channel(1024).0 }
+        Self {
+            wake: Arc::default(),
+            haproxy: Arc::default(),
+            urgent: Arc::default(),
+            wake_urgent: Arc::default(),
+            changes: broadcast::channel(1024).0,
+        }
     }
 }
 
@@ -146,6 +276,21 @@ impl Nudges {
     pub fn nudge_haproxy(&self) {
         self.haproxy.store(true, Ordering::SeqCst);
         self.nudge();
+    }
+
+    /// Wakes the reconciler for one instance, whose row says that it should be something else.
+    pub fn nudge_for(&self, instance: Uuid) {
+        self.urgent.lock().unwrap_or_else(PoisonError::into_inner).insert(instance);
+        self.wake_urgent.notify_one();
+        self.nudge();
+    }
+
+    async fn urgent(&self) {
+        self.wake_urgent.notified().await;
+    }
+
+    fn take_urgent(&self) -> HashSet<Uuid> {
+        std::mem::take(&mut *self.urgent.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn take_haproxy(&self) -> bool {

@@ -11,8 +11,12 @@ use crate::failpoint::Faults;
 use crate::haproxy::{self, Haproxy, ReloadSignal};
 use crate::http::{self, Api, Listener, Secrets, SecretsError};
 use crate::manifest::{Manifest, ManifestError};
-use crate::reconcile::{self, Health, Nudges, Worker, World};
+use crate::reconcile::{self, Health, Held, Nudges, Worker, World};
 use crate::watch;
+use crate::webhook::{Webhook, WebhookError};
+
+/// How often requests that are held for long are written down as use.
+const NOTE_HELD: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Why a server can't start, or had to stop.
 #[derive(Debug, Error)]
@@ -26,6 +30,9 @@ pub enum ServerError {
     /// The instance key can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The webhook's key can't be used.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// A part of the server has ended by itself.
     #[error("a part of the server has ended by itself: {0}")]
     Ended(String),
@@ -60,7 +67,11 @@ pub async fn world(config: &Config, faults: Faults) -> Result<Arc<World<Docker, 
         proxy = proxy.with_reload_signal(signal);
     }
     let docker = Docker::new(settings);
-    Ok(World::new(manifest, docker, proxy, reconcile::Settings::from_config(config), faults))
+    let webhook = match config.lifecycle.webhook_url.parse() {
+        Ok(url) => Some(Webhook::read(url, &config.secrets.dir)?),
+        Err(_) => None,
+    };
+    Ok(World::new_telling(manifest, docker, proxy, reconcile::Settings::from_config(config), faults, webhook))
 }
 
 /// A signal to a HAProxy that is the first process of another container: its master's process id
@@ -93,6 +104,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
         health: health.clone(),
         secrets: secrets.clone(),
         faults,
+        held: world.held.clone(),
         settings: http::Settings::from_config(config),
     };
     let server = http::serve(api, listener)
@@ -104,6 +116,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
     let mut background = tokio::task::JoinSet::new();
     let worker = Worker::new(Arc::clone(&world), database_url, health, nudges.clone());
     background.spawn(async move { match worker.run().await {} });
+    background.spawn(note_held(Manifest::new(config), world.held.clone()));
     let events = watch::container_events(world, nudges.clone());
     background.spawn(async move { match events.await {} });
     background.spawn(watch_secrets(config.secrets.dir.clone(), secrets));
@@ -125,6 +138,21 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
     handle.stop(true).await;
     background.shutdown().await;
     ended
+}
+
+/// A server that stands by may hold, and pass on, requests as well: whoever acts learns of them from
+/// the manifest.
+async fn note_held(manifest: Manifest, held: Held) {
+    loop {
+        tokio::time::sleep(NOTE_HELD).await;
+        let now = chrono::Utc::now();
+        let uses: Vec<_> = held.instances().into_iter().map(|id| (id, now)).collect();
+        if !uses.is_empty()
+            && let Err(error) = manifest.note_use(&uses, None).await
+        {
+            log::debug!("held requests are not written down as use: {error}");
+        }
+    }
 }
 
 async fn watch_secrets(dir: PathBuf, secrets: Secrets) {

@@ -12,13 +12,87 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 use support::eventually;
-use support::installation::Installation;
+use support::installation::{Installation, docker};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// Those on the way in; the others are on the way out.
 fn on_the_way_in(boundary: Boundary) -> bool {
     !matches!(boundary, Boundary::Drained | Boundary::ContainerRemoved)
+}
+
+/// What leads past a boundary of the way down, or back up from an archive; none for the others.
+fn order(boundary: Boundary) -> Option<&'static [&'static str]> {
+    match boundary {
+        Boundary::ContainerPaused => Some(&["policy", "--pause-after", "1s"]),
+        Boundary::ContainerStopped => Some(&["sleep", "--no-wait"]),
+        Boundary::ArchiveWritten | Boundary::ArchiveRecorded | Boundary::VolumesFreed => {
+            Some(&["archive", "--no-wait"])
+        }
+        Boundary::DataRestored | Boundary::RestoreRecorded => Some(&["wake", "--no-wait"]),
+        Boundary::DataPurged => Some(&["purge", "--no-wait"]),
+        _ => None,
+    }
+}
+
+/// On the way down, or back: its data is where it should be, and nowhere else.
+async fn killed_at_rest(boundary: Boundary, order: &[&str]) {
+    let settings = "[haproxy]\nreload_min_interval = \"500ms\"\n[reconcile]\norphan_grace = \"1s\"\nperiod = \"1s\"";
+    let mut haas = Installation::up_with(settings).await;
+    let kept = haas.provision("kept", "app").await;
+    kept.sign_up("carol").await;
+    let hoodie = haas.provision("alice", "notes").await;
+    hoodie.sign_up("dave").await;
+    if order[0] == "wake" {
+        haas.order("archive", "alice", "notes").await;
+    }
+    haas.kill();
+    haas.set_environment("HAAS_FAILPOINT", &format!("{boundary:?}"));
+    haas.spawn();
+    haas.reachable().await;
+    let user = haas.user("alice");
+    let (code, _, errors) = haas.haas(&[&[order[0], &user, "notes"], &order[1..]].concat()).await;
+    assert_eq!(code, 0, "{errors}");
+    haas.ended().await;
+    assert!(haas.log().contains("ending this process"), "it died of the failpoint");
+    assert!(kept.knows("carol").await, "what ran before answers while nobody is in control");
+
+    haas.clear_environment();
+    haas.start().await;
+    let id = haas.sql("SELECT id FROM installation").await;
+    let volumes = format!("label=haas.installation={id}");
+    if boundary == Boundary::DataPurged {
+        eventually("it is purged", LIMIT, || async {
+            (haas.instance("alice", "notes").await["status"] == 404).then_some(())
+        })
+        .await;
+        assert_whole(&haas, &[("kept", "app")]).await;
+        assert_eq!(docker(&["volume", "ls", "-q", "--filter", &volumes]).await.lines().count(), 1);
+    } else {
+        let rests = match order[0] {
+            "policy" => Some("paused"),
+            "sleep" => Some("asleep"),
+            "archive" => Some("archived"),
+            _ => None,
+        };
+        if let Some(state) = rests {
+            haas.comes_to_be("alice", "notes", state).await;
+        }
+        assert!(hoodie.knows("dave").await, "its data has outlived the accident");
+        assert_whole(&haas, &[("kept", "app"), ("alice", "notes")]).await;
+    }
+    // A copy that the accident has left is told of, and removed in its time.
+    let settings = haas.dir.path().join("haas.toml");
+    let mut text = std::fs::read_to_string(&settings).unwrap();
+    text.push_str("\n[lifecycle]\nunclaimed_grace = \"0s\"");
+    std::fs::write(&settings, text).unwrap();
+    let (code, _, errors) = haas.haas(&["gc"]).await;
+    assert_eq!(code, 0, "{errors}");
+    let apps = if boundary == Boundary::DataPurged { 1 } else { 2 };
+    assert_eq!(docker(&["volume", "ls", "-q", "--filter", &volumes]).await.lines().count(), apps);
+    let archives = std::fs::read_dir(haas.layout.archive_dir()).map_or(0, Iterator::count);
+    assert_eq!(archives, 0, "its data is in its volume");
+    assert!(kept.knows("carol").await && (apps == 1 || hoodie.knows("dave").await));
 }
 
 async fn intend(haas: &Installation, path: &str, user: &str, app: &str) {
@@ -54,6 +128,9 @@ async fn assert_whole(haas: &Installation, apps: &[(&str, &str)]) {
 }
 
 async fn killed_at(boundary: Boundary, live_routes: bool) {
+    if let Some(order) = order(boundary) {
+        return killed_at_rest(boundary, order).await;
+    }
     let haproxy = format!("[haproxy]\nlive_routes = {live_routes}\nreload_min_interval = \"500ms\"");
     let settings = format!("{haproxy}\n[reconcile]\norphan_grace = \"1s\"\nperiod = \"1s\"");
     let mut haas = Installation::up_with(&settings).await;
@@ -114,6 +191,14 @@ one_test_for_each! {
     after_the_route_is_confirmed: RouteConfirmed,
     after_the_last_request: Drained,
     after_the_container_is_removed: ContainerRemoved,
+    after_the_container_is_paused: ContainerPaused,
+    after_the_container_is_stopped: ContainerStopped,
+    after_the_archive_is_written: ArchiveWritten,
+    after_the_archive_is_recorded: ArchiveRecorded,
+    after_the_volumes_are_freed: VolumesFreed,
+    after_the_data_is_restored: DataRestored,
+    after_the_restore_is_recorded: RestoreRecorded,
+    after_the_data_is_purged: DataPurged,
     after_a_step_in_the_manifest: ManifestAdvanced,
     after_the_candidate_is_checked: CandidateChecked,
     after_the_map_is_written: MapSwapped,
@@ -169,6 +254,12 @@ async fn twenty_kills_at_any_moment_of_a_seeded_walk() {
             assert!(answer.status().is_success(), "{}", answer.status());
             wanted[at] = !wanted[at];
         }
+        // Those that are wanted may be laid to rest, too: a request wakes them.
+        let at = random.random_range(0..apps.len());
+        let order = ["sleep", "archive"][random.random_range(0..2)];
+        let (user, app) = apps[at];
+        let (code, _, errors) = haas.haas(&[order, &haas.user(user), app, "--no-wait"]).await;
+        assert!([0, 4, 5].contains(&code), "{errors}");
         tokio::time::sleep(Duration::from_millis(random.random_range(0..2500))).await;
         haas.kill();
         assert!(kept.knows("carol").await, "seed {seed}, kill {kill}");

@@ -50,7 +50,7 @@ async fn the_life_of_an_app_by_commands_alone() {
 
     let (code, out, errors) = haas.haas(&["deprovision", &user, "notes"]).await;
     assert_eq!(code, 0, "{errors}");
-    assert!(out.contains("its data stays in volume haas-"), "{out}");
+    assert!(out.contains("is gone; it can be restored until "), "{out}");
     assert_eq!(haas.haas(&["list"]).await.1.trim(), "no instances");
     assert_eq!(haas.haas(&["list", "--all"]).await.1.matches(" deleted ").count(), 1);
 }
@@ -237,7 +237,7 @@ async fn a_second_server_stands_by_and_takes_over() {
     })
     .await;
     // Without HAProxy there is nothing to be unrouted from.
-    manifest.deprovision(&username, &appname).await.unwrap();
+    manifest.deprovision(&username, &appname, false).await.unwrap();
     eventually("it is gone", LIMIT, || async {
         let row = manifest.find(&username, &appname).await.unwrap().unwrap();
         (row.phase == haas::instance::Phase::Deleted).then_some(())

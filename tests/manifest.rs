@@ -23,7 +23,7 @@ fn host(text: &str) -> Hostname {
 
 /// To the end of its life, as the reconciler would take it.
 async fn delete(manifest: &Manifest, row: &Instance) -> Instance {
-    let mut row = manifest.deprovision(&row.username, &row.appname).await.unwrap().unwrap();
+    let mut row = manifest.deprovision(&row.username, &row.appname, false).await.unwrap().unwrap();
     for phase in [Phase::Draining, Phase::Removing, Phase::Deleted] {
         row = manifest.advance(&row, phase, 0).await.unwrap();
     }
@@ -43,7 +43,7 @@ async fn a_stale_writer_is_told_and_changes_nothing() {
     assert_eq!((started.phase, started.generation), (Phase::Starting, 1));
     assert!(matches!(manifest.advance(&row, Phase::Starting, 0).await, Err(ManifestError::Stale)));
     // The intent has changed since: what was seen of the old one does not count.
-    manifest.deprovision(&row.username, &row.appname).await.unwrap();
+    manifest.deprovision(&row.username, &row.appname, false).await.unwrap();
     assert!(matches!(manifest.ready(&started, Phase::Ready).await, Err(ManifestError::Stale)));
     assert!(matches!(
         manifest.advance(&started, Phase::Deleted, 0).await,
@@ -87,7 +87,7 @@ async fn a_port_given_back_waits_for_the_workers_that_may_still_route_to_it() {
     let manifest = cluster.manifest();
     let row = manifest.provision(&new("alice", "notes")).await.unwrap().instance;
     assert_eq!(row.port, Some(ports.first));
-    let row = manifest.deprovision(&row.username, &row.appname).await.unwrap().unwrap();
+    let row = manifest.deprovision(&row.username, &row.appname, false).await.unwrap().unwrap();
     let row = manifest.advance(&row, Phase::Draining, 0).await.unwrap();
     let row = manifest.advance(&row, Phase::Removing, 0).await.unwrap();
     let before = Utc::now() - Duration::seconds(1);
@@ -279,7 +279,7 @@ async fn a_tombstone_holds_no_host_and_comes_back_with_those_that_are_free() {
     assert_eq!(events[1].detail, serde_json::json!({ "host": "a.example.org", "taken": true }));
     assert_eq!(manifest.find_by_host(&host("a.example.org")).await.unwrap().unwrap().id, bob.id);
     // Half way out they are still its own.
-    let row = manifest.deprovision(&alice.username, &alice.appname).await.unwrap().unwrap();
+    let row = manifest.deprovision(&alice.username, &alice.appname, false).await.unwrap().unwrap();
     manifest.advance(&row, Phase::Draining, 0).await.unwrap();
     assert_eq!(manifest.find_by_host(&host("b.example.org")).await.unwrap().unwrap().id, alice.id);
     assert_eq!(manifest.provision(&new("alice", "notes")).await.unwrap().instance.extra_hosts.len(), 2);

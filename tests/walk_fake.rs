@@ -10,12 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use haas::archive::Archives;
 use haas::containers::fake::{FakeContainer, FakeWorld};
 use haas::failpoint::{Boundary, Faults};
 use haas::instance::name::{AppName, Email, Username};
 use haas::instance::plan::Status;
+use haas::instance::policy::Descent;
+use haas::instance::spec::Spec;
 use haas::instance::{Desired, Instance, Phase};
-use haas::manifest::{Manifest, NewInstance};
+use haas::manifest::{Filter, Manifest, NewInstance};
 use haas::reconcile::{Health, Nudges, Settings, Worker, World};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -34,6 +37,9 @@ fn settings(cluster: &Cluster) -> Settings {
         ready_timeout: Duration::from_millis(300),
         drain_timeout: Duration::from_millis(100),
         period: Duration::from_millis(200),
+        // Fewer than there may be: some make room for others.
+        most_awake: Some(5),
+        wake_timeout: Duration::from_secs(5),
         ..Settings::from_config(&cluster.config)
     }
 }
@@ -58,14 +64,14 @@ fn start(cluster: &Cluster, fake: &FakeWorld, nth: u64, frozen: Arc<Notify>) -> 
 async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, ports: support::Ports) {
     let username = Username::parse(USERS[random.random_range(0..USERS.len())]).unwrap();
     let appname = AppName::parse(APPS[random.random_range(0..APPS.len())]).unwrap();
-    match random.random_range(0..12) {
+    match random.random_range(0..20) {
         0..5 => {
             let email = Email::parse(&format!("m{}@example.com", random.random_range(0..3))).unwrap();
             // A name that is taken, or no free port: refused, and nothing changed.
             manifest.provision(&NewInstance { username, appname, email }).await.ok();
         }
         5..7 => {
-            manifest.deprovision(&username, &appname).await.unwrap();
+            manifest.deprovision(&username, &appname, false).await.unwrap();
         }
         7 => {
             let name = format!("{username}-{appname}");
@@ -85,8 +91,15 @@ async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, port
             let mut state = fake.state();
             match state.containers.get(&name).map(|c| c.instance.is_some()) {
                 None => {
-                    let foreign =
-                        FakeContainer { id: 0, instance: None, generation: 0, port: None, status: Status::Running };
+                    let foreign = FakeContainer {
+                        id: 0,
+                        instance: None,
+                        generation: 0,
+                        port: None,
+                        status: Status::Running,
+                        spec: None,
+                        volume: None,
+                    };
                     state.containers.insert(name, foreign);
                 }
                 Some(false) => {
@@ -100,6 +113,34 @@ async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, port
             let mut state = fake.state();
             if !state.occupied.remove(&port) && state.occupied.len() < 5 {
                 state.occupied.insert(port);
+            }
+        }
+        11..14 => {
+            let step = [Descent::Pause, Descent::Sleep, Descent::Archive][random.random_range(0..3)];
+            if let Some(row) = manifest.find(&username, &appname).await.unwrap()
+                && row.desired < step.desired()
+            {
+                manifest.descend(&row, step, "the walk").await.ok();
+            }
+        }
+        14..16 => {
+            if let Some(row) = manifest.find(&username, &appname).await.unwrap() {
+                // No free port: refused.
+                manifest.wake(row.id, "the walk").await.ok();
+            }
+        }
+        16 => {
+            manifest.restore(&username, &appname).await.ok();
+        }
+        17 => {
+            manifest.deprovision(&username, &appname, random.random_bool(0.5)).await.unwrap();
+        }
+        18 => {
+            if let Some(row) = manifest.find(&username, &appname).await.unwrap() {
+                let image = format!("image:{}", random.random_range(0..3));
+                let spec = Spec { image, memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1 };
+                manifest.start_roll(&spec).await.unwrap();
+                manifest.roll(&row).await.ok();
             }
         }
         _ => {
@@ -129,41 +170,65 @@ fn calm(fake: &FakeWorld) {
 }
 
 /// What is wrong with the world, by the manifest; nothing when they agree.
-fn disagreement(live: &[Instance], fake: &FakeWorld) -> Option<String> {
+fn disagreement(rows: &[Instance], fake: &FakeWorld, archives: &BTreeSet<String>) -> Option<String> {
     let state = fake.state();
+    if let Some(spoiled) = state.spoiled.first() {
+        return Some(format!("data was lost: {spoiled}"));
+    }
     let mut ports = BTreeSet::new();
-    for row in live {
+    let mut running = 0;
+    for row in rows {
         let name = row.container.as_str();
-        if (row.desired, row.phase) != (Desired::Running, Phase::Running) {
-            return Some(format!("{name} is {} on its way to {}: {:?}", row.phase, row.desired, row.last_error));
+        let container = state.containers.get(name).filter(|container| container.instance == Some(row.id));
+        let on_its_way =
+            || Some(format!("{name} is {} on its way to {}: {:?}", row.phase, row.desired, row.last_error));
+        let rests = !container.is_some_and(|c| matches!(c.status, Status::Running | Status::Restarting));
+        match row.desired {
+            Desired::Running => {
+                running += 1;
+                if row.phase != Phase::Running {
+                    return on_its_way();
+                }
+                let Some(container) = container else { return Some(format!("{name} has no container")) };
+                let wanted = (row.generation, Status::Running, row.port, Some(row.volume()));
+                let found = (container.generation, container.status, container.port, container.volume.clone());
+                if found != wanted || container.spec != row.spec.as_deref().map(Spec::digest) {
+                    return Some(format!("{name}: {container:?} instead of {row:?}"));
+                }
+                if !row.port.is_some_and(|port| ports.insert(port) && state.routes.contains(&row.host, port)) {
+                    return Some(format!("{name} has no port and route of its own"));
+                }
+            }
+            Desired::Paused if matches!(row.phase, Phase::Paused | Phase::Asleep | Phase::Archived) && rests => {}
+            Desired::Asleep if matches!(row.phase, Phase::Asleep | Phase::Archived) && rests => {}
+            Desired::Archived if row.phase == Phase::Archived && row.port.is_none() => {}
+            Desired::Deleted if row.phase == Phase::Deleted && container.is_none() => {}
+            _ => return on_its_way(),
         }
-        let Some(container) = state.containers.get(name) else { return Some(format!("{name} has no container")) };
-        let wanted = (Some(row.id), row.generation, Status::Running, row.port);
-        let found = (container.instance, container.generation, container.status, container.port);
-        if found != wanted {
-            return Some(format!("{name}: {found:?} instead of {wanted:?}"));
-        }
-        if !row.port.is_some_and(|port| ports.insert(port) && state.routes.contains(&row.host, port)) {
-            return Some(format!("{name} has no port and route of its own"));
-        }
-        if !state.volumes.contains_key(&row.volume()) {
-            return Some(format!("{name} has lost its data"));
+        match &row.archive {
+            Some(archive) if !archives.contains(&archive.file) => return Some(format!("{name} has lost its archive")),
+            None if row.ready_at.is_some() && !state.volumes.contains_key(&row.volume()) => {
+                return Some(format!("{name} has lost its data"));
+            }
+            _ => {}
         }
     }
-    if state.containers.len() != live.len() || state.routes.len() != live.len() {
-        let (containers, routes) = (state.containers.len(), state.routes.len());
-        return Some(format!("{containers} containers and {routes} routes for {} instances", live.len()));
+    if state.routes.len() != running {
+        return Some(format!("{} routes for {running} instances that run", state.routes.len()));
     }
-    None
+    let ids: BTreeSet<_> = rows.iter().map(|row| row.id).collect();
+    let orphan = state.containers.iter().find(|(_, container)| container.instance.is_some_and(|id| !ids.contains(&id)));
+    orphan.map(|(name, _)| format!("{name} belongs to nobody"))
 }
 
 async fn assert_agreement(cluster: &Cluster, fake: &FakeWorld, history: &str) {
     let manifest = cluster.manifest();
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let (live, corrupt) = manifest.live().await.unwrap();
-        assert!(corrupt.is_empty(), "{history}: {corrupt:?}");
-        let Some(disagreement) = disagreement(&live, fake) else { return };
+        let rows = manifest.list(&Filter::default(), None, 1000).await.unwrap().instances;
+        let archives = Archives::new(cluster.config.lifecycle.archive_dir.clone()).list().await.unwrap();
+        let archives = archives.into_iter().map(|stored| stored.file).collect();
+        let Some(disagreement) = disagreement(&rows, fake, &archives) else { return };
         assert!(Instant::now() < deadline, "{history}: {disagreement}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -93,6 +93,11 @@ async fn serve(stream: UnixStream, listing: &[String], log: &Mutex<Asked>) -> st
             stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
             // Nothing ever happens here.
             return std::future::pending().await;
+        } else if path.starts_with("/volumes?") && path.contains("dangling") {
+            // Each has its container.
+            ("200 OK", r#"{"Volumes":[],"Warnings":null}"#)
+        } else if path.starts_with("/networks") {
+            ("200 OK", "[]")
         } else if path.starts_with("/images/") {
             ("200 OK", r#"{"Id":"sha256:0"}"#)
         } else if path.starts_with("/version") {
@@ -131,7 +136,7 @@ fn note(log: &Mutex<Asked>, write: impl FnOnce(&mut Asked)) {
 fn entry(installation: &str, listed: &Listed) -> String {
     let id = format!("{0}{0}", listed.instance.simple());
     let network = format!("haas-{}", installation.replace('-', ""));
-    let volume = haas::instance::volume_name(listed.instance);
+    let volume = haas::instance::volume_name(listed.instance, 0);
     let [.., high, low] = listed.instance.into_bytes();
     json!({
         "Id": id,
@@ -146,6 +151,8 @@ fn entry(installation: &str, listed: &Listed) -> String {
             "haas.generation": "1",
             "haas.installation": installation,
             "haas.instance": listed.instance,
+            "haas.spec": "1d0c4ab8f1e3a5c7",
+            "haas.volume": volume,
             "org.opencontainers.image.description": "One Hoodie backend: port 80, data in /app/data, run with an init",
             "org.opencontainers.image.licenses": "Apache-2.0",
             "org.opencontainers.image.title": "Hoodie, as a tenant of Haas",

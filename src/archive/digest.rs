@@ -2,7 +2,7 @@
 //!
 //! SHA-256 over the sorted SHA-256 of all entries. Of each: what it is, its path below the root,
 //! permissions, owner, group, length, where it leads, and the SHA-256 of its contents. Times are
-//! left out, since putting a tree in place changes them.
+//! left out, since putting a tree in place changes them, and all of the root but its being there.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -31,7 +31,10 @@ impl Tally {
     pub(super) fn add(&mut self, entry: &Entry<'_>, content: &[u8; 32]) {
         let mut hasher = Sha256::new();
         hasher.update([entry.kind as u8]);
-        for number in [u64::from(entry.mode), entry.uid, entry.gid, entry.size] {
+        // The root itself is the engine's: it keeps the owner and mode that the image gives it.
+        let root = entry.path.is_empty();
+        let own = if root { [0; 4] } else { [u64::from(entry.mode), entry.uid, entry.gid, entry.size] };
+        for number in own {
             hasher.update(number.to_be_bytes());
         }
         // With their lengths: else `a` that leads to `bc` would be `ab` that leads to `c`.

@@ -1,6 +1,7 @@
 //! `haas doctor`: looks at every part, and says what is wrong and what to do.
 
 mod certificates;
+mod strays;
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -166,7 +167,12 @@ fn look_at_instances(live: &[Instance], findings: &mut Findings) {
                     format!("haas show {} {}", row.username, row.appname),
                 );
             }
-            (Phase::Running, _) => {}
+            (Phase::Archiving, Some(error)) => findings.warn(
+                "instance",
+                format!("{} is not archived: {error}", row.container),
+                format!("its data stays where it is; haas show {} {}", row.username, row.appname),
+            ),
+            (Phase::Running | Phase::Paused | Phase::Asleep | Phase::Archived, _) => {}
             _ => unsettled += 1,
         }
     }
@@ -245,13 +251,7 @@ async fn look_at_docker(config: &Config, live: &[Instance], findings: &mut Findi
     for why in world.containers.engine_gaps().await.unwrap_or_default() {
         findings.warn("docker", why, "scripts/start-docker starts an engine without this gap");
     }
-    for orphan in owned.iter().filter(|owned| !live.iter().any(|row| Some(row.id) == owned.instance)) {
-        findings.warn(
-            "docker",
-            format!("container {} belongs to no live instance", orphan.name),
-            format!("the server removes it {:?} after it noticed", config.reconcile.orphan_grace),
-        );
-    }
+    strays::look(config, &world, &owned, live, findings).await;
 }
 
 async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Findings) {

@@ -85,7 +85,7 @@ async fn remove_containers(global: &Global, layout: &Layout) -> anyhow::Result<(
     while let Some(removed) = removals.join_next().await {
         finish(Some(removed))?;
     }
-    world.containers.remove_network().await?;
+    world.containers.remove_own_network().await?;
     say!("{count} container(s) removed; their data stays in their volumes");
     Ok(())
 }

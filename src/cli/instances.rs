@@ -18,7 +18,7 @@ pub(super) struct List {
     /// One user's only
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Those in one state only: pending, running, failed, deleting, deleted
+    /// Those in one state only: pending, running, failed, paused, asleep, archived, deleting, deleted
     #[arg(long)]
     state: Option<State>,
     /// Deleted ones too
@@ -87,14 +87,15 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
     let manifest = Manifest::new(&config);
     let (username, appname) = (Username::parse(&arguments.user)?, AppName::parse(&arguments.app)?);
     let Some(row) = manifest.find(&username, &appname).await? else {
-        eprintln!("haas: there never was an app {appname} of {username}");
+        eprintln!("haas: there is no app {appname} of {username}");
         return Ok(Outcome::NotFound);
     };
     let events = manifest.events(row.id, EVENTS).await?;
     let view = InstanceView::new(&row, config.public());
     if arguments.json {
         let mut object = serde_json::to_value(&view)?;
-        object["volume"] = json!(row.volume());
+        object["volume"] = json!(row.archive.is_none().then(|| row.volume()));
+        object["archive"] = json!(row.archive);
         object["attempts"] = json!(row.attempts);
         object["last_log"] = json!(row.last_log);
         object["events"] = serde_json::to_value(&events)?;
@@ -108,13 +109,26 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
         ("extra hosts", if view.extra_hosts.is_empty() { "none".to_owned() } else { view.extra_hosts.join(" ") }),
         ("container", view.container),
         ("port", view.port.map_or_else(|| "none".to_owned(), |port| port.to_string())),
-        ("volume", row.volume()),
+        ("volume", if row.archive.is_none() { row.volume() } else { "none".to_owned() }),
         ("email", view.emailaddress),
         ("created", view.created_at.to_rfc3339()),
         ("ready", view.ready_at.map_or_else(|| "not yet".to_owned(), |at| at.to_rfc3339())),
         ("restored", view.restored.to_string()),
+        ("last used", view.last_used_at.map_or_else(|| "not known".to_owned(), |at| at.to_rfc3339())),
         ("generation", format!("{} (carried out: {})", row.generation, row.observed_generation)),
     ];
+    if let Some(archive) = &row.archive {
+        lines.push(("archive", format!("{} ({} bytes)", archive.file, archive.bytes)));
+    }
+    if let Some(until) = row.restorable_until {
+        lines.push(("restorable", format!("until {}", until.to_rfc3339())));
+    }
+    if let Some(spec) = &row.spec {
+        lines.push(("image", spec.image.clone()));
+    }
+    if let Some(next) = &row.next_spec {
+        lines.push(("next image", next.image.clone()));
+    }
     if let Some(error) = &row.last_error {
         lines.push(("error", error.clone()));
     }

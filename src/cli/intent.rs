@@ -30,22 +30,42 @@ pub(super) struct Provision {
 
 #[derive(Debug, Args)]
 pub(super) struct Deprovision {
-    /// Whose it is
-    user: String,
-    /// Which app it serves
-    app: String,
+    #[command(flatten)]
+    named: Named,
     #[command(flatten)]
     waiting: Waiting,
 }
 
 #[derive(Debug, Args)]
-struct Waiting {
+pub(super) struct Waiting {
     /// Write the intent and go
     #[arg(long)]
-    no_wait: bool,
+    pub no_wait: bool,
     /// A JSON object
     #[arg(long)]
-    json: bool,
+    pub json: bool,
+}
+
+/// An instance, by the names that a command was given.
+#[derive(Debug, Args)]
+pub(super) struct Named {
+    /// Whose it is
+    user: String,
+    /// Which app it serves
+    app: String,
+}
+
+impl Named {
+    /// The names, if they are names; what is wrong is said.
+    pub fn parse(&self) -> Option<(Username, AppName)> {
+        named("user", Username::parse(&self.user)).zip(named("app", AppName::parse(&self.app)))
+    }
+
+    /// Says that there is no such instance.
+    pub fn not_found(&self) -> Outcome {
+        eprintln!("haas: there is no app {} of {}", self.app, self.user);
+        Outcome::NotFound
+    }
 }
 
 pub(super) async fn provision(global: &Global, arguments: &Provision) -> anyhow::Result<Outcome> {
@@ -66,11 +86,11 @@ pub(super) async fn provision(global: &Global, arguments: &Provision) -> anyhow:
         }
         Err(error) => return Err(error.into()),
     };
-    let over = |row: &Instance| row.state() == State::Running || row.desired == Desired::Deleted;
+    let over = |row: &Instance| row.state() == State::Running || row.desired != Desired::Running;
     let row = wait(&config, &manifest, written, &arguments.waiting, over).await?;
     report(&config, &row, arguments.waiting.json)?;
     Ok(match row.state() {
-        State::Running => Outcome::Done,
+        State::Running | State::Paused | State::Asleep | State::Archived => Outcome::Done,
         State::Deleted | State::Deleting => Outcome::Refused,
         _ if arguments.waiting.no_wait => Outcome::Done,
         _ => Outcome::NotReady,
@@ -80,13 +100,11 @@ pub(super) async fn provision(global: &Global, arguments: &Provision) -> anyhow:
 pub(super) async fn deprovision(global: &Global, arguments: &Deprovision) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
     let manifest = Manifest::new(&config);
-    let parsed = (named("user", Username::parse(&arguments.user)), named("app", AppName::parse(&arguments.app)));
-    let (Some(username), Some(appname)) = parsed else { return Ok(Outcome::Refused) };
-    let Some(written) = manifest.deprovision(&username, &appname).await? else {
-        eprintln!("haas: there never was an app {appname} of {username}");
-        return Ok(Outcome::NotFound);
+    let Some((username, appname)) = arguments.named.parse() else { return Ok(Outcome::Refused) };
+    let Some(written) = manifest.deprovision(&username, &appname, false).await? else {
+        return Ok(arguments.named.not_found());
     };
-    let over = |row: &Instance| row.state() == State::Deleted || row.desired == Desired::Running;
+    let over = |row: &Instance| row.state() == State::Deleted || !row.desired.gone();
     let row = wait(&config, &manifest, written, &arguments.waiting, over).await?;
     report(&config, &row, arguments.waiting.json)?;
     Ok(match row.state() {
@@ -101,7 +119,8 @@ pub(super) fn named<T, E: std::fmt::Display>(name: &str, parsed: Result<T, E>) -
     parsed.map_err(|error| eprintln!("haas: {name} {error}")).ok()
 }
 
-async fn wait(
+/// Waits for what the server makes of an intent; the row as last seen.
+pub(super) async fn wait(
     config: &Config,
     manifest: &Manifest,
     written: Instance,
@@ -119,15 +138,18 @@ async fn wait(
     while !over(&row) && Instant::now() < deadline {
         progress.set_message(format!("{} is {}", row.container, row.phase));
         sleep(LOOK).await;
-        if let Some(fresh) = manifest.get(row.id).await? {
-            row = fresh;
+        match manifest.get(row.id).await? {
+            Some(fresh) => row = fresh,
+            // It was purged.
+            None => break,
         }
     }
     progress.finish_and_clear();
     Ok(row)
 }
 
-fn report(config: &Config, row: &Instance, json: bool) -> anyhow::Result<()> {
+/// Says what has become of an instance.
+pub(super) fn report(config: &Config, row: &Instance, json: bool) -> anyhow::Result<()> {
     let view = InstanceView::new(row, config.public());
     if json {
         say!("{}", serde_json::to_string_pretty(&view)?);
@@ -135,10 +157,17 @@ fn report(config: &Config, row: &Instance, json: bool) -> anyhow::Result<()> {
     }
     match row.state() {
         State::Running => say!("{} answers at {}", view.container, view.endpoint),
-        State::Deleted => match &view.last_error {
-            Some(error) => say!("{} was refused: {error}", view.container),
-            None => say!("{} is gone; its data stays in volume {}", view.container, row.volume()),
-        },
+        State::Deleted => {
+            let until = view.restorable_until.map(|until| until.format("until %F %T %Z").to_string());
+            let until = until.unwrap_or_else(|| "at any time".to_owned());
+            match &view.last_error {
+                Some(error) => say!("{} was refused: {error}", view.container),
+                None => say!("{} is gone; it can be restored {until}", view.container),
+            }
+        }
+        State::Paused | State::Asleep | State::Archived => {
+            say!("{} is {}; a request to {} wakes it", view.container, view.state, view.endpoint);
+        }
         state => {
             let why = view.last_error.map(|error| format!(": {error}")).unwrap_or_default();
             say!("{} is {state} ({}){why}; `haas show` tells more", view.container, row.phase);

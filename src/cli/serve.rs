@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Global, Outcome, settings};
 use crate::containers::{InstanceKey, make_secret};
 use crate::manifest::{ManifestError, migrate};
-use crate::server;
+use crate::{server, webhook};
 
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -25,6 +25,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     if arguments.make_secrets {
         let secret = config.secrets.dir.join("provision.secret");
         make_secret(&secret).with_context(|| secret.display().to_string())?;
+        make_secret(&config.secrets.dir.join(webhook::KEY_FILE))?;
         InstanceKey::make(&server::instance_key_path(&config.secrets.dir))?;
     }
     let url = &config.manifest.database_url;

@@ -14,6 +14,8 @@ use crate::embedded::Layout;
 
 /// Where the HTTPS of `haas up` comes in, unless its options or a file say otherwise.
 const HTTPS_BIND: &str = "127.0.0.1:8443";
+/// The setting's default, which `haas up` takes for "in its own folder".
+const ARCHIVE_DIR: &str = "/var/lib/haas/archive";
 
 /// What `haas up` was started with, for the commands that come after it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,10 +63,19 @@ impl Started {
         // Its own database, whatever DATABASE_URL says.
         let mut overrides = self.overrides(layout);
         let config = Config::load(self.config.as_deref(), std::env::vars(), overrides.clone())?;
-        if !self.tls || !config.haproxy.https_bind.is_empty() {
+        let before = overrides.len();
+        let mut set_unless = |set: bool, name: &str, value: String| {
+            if !set {
+                overrides.insert(name.to_owned(), Value::String(value));
+            }
+        };
+        let https = !self.tls || !config.haproxy.https_bind.is_empty();
+        set_unless(https, "haproxy.https_bind", HTTPS_BIND.to_owned());
+        let archive = config.lifecycle.archive_dir != Path::new(ARCHIVE_DIR);
+        set_unless(archive, "lifecycle.archive_dir", layout.archive_dir().display().to_string());
+        if overrides.len() == before {
             return Ok(config);
         }
-        overrides.insert("haproxy.https_bind".to_owned(), Value::String(HTTPS_BIND.to_owned()));
         Ok(Config::load(self.config.as_deref(), std::env::vars(), overrides)?)
     }
 

@@ -12,7 +12,7 @@ use crate::embedded::{self, DirLock, HaproxyProcess, Layout, Postgres};
 use crate::haproxy::{Haproxy, HaproxyError, Proxy, Settings};
 use crate::instance::name::Hostname;
 use crate::manifest::{Manifest, migrate};
-use crate::{reconcile, server};
+use crate::{reconcile, server, webhook};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -48,6 +48,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     let lock = DirLock::acquire(&layout)?;
     started.write(&layout)?;
     make_secret(&layout.secrets_dir().join("provision.secret"))?;
+    make_secret(&layout.secrets_dir().join(webhook::KEY_FILE))?;
     InstanceKey::make(&server::instance_key_path(&layout.secrets_dir()))?;
 
     let stop = serve::stopped()?;

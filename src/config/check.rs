@@ -15,9 +15,23 @@ impl Config {
         require(self.reconcile.concurrency > 0, "reconcile.concurrency: must be at least 1");
         require(!self.reconcile.period.is_zero(), "reconcile.period: must not be zero");
         require(self.tenant.memory_mib >= 96, "tenant.memory_mib: a Hoodie needs at least 96");
-        require(self.tenant.cpus > 0.0, "tenant.cpus: must be more than 0");
+        require((0.01..=1000.0).contains(&self.tenant.cpus), "tenant.cpus: must be between 0.01 and 1000");
         require(self.tenant.pids >= 16, "tenant.pids: a Hoodie needs at least 16");
         require(self.tenant.log_mib > 0, "tenant.log_mib: must be at least 1");
+        require(self.lifecycle.wake_concurrency > 0, "lifecycle.wake_concurrency: must be at least 1");
+        require(self.lifecycle.roll_concurrency > 0, "lifecycle.roll_concurrency: must be at least 1");
+        require(!self.lifecycle.wake_timeout.is_zero(), "lifecycle.wake_timeout: must not be zero");
+        let budget = self.lifecycle.memory_budget_mib;
+        require(
+            budget == 0 || budget >= self.tenant.memory_mib as usize,
+            "lifecycle.memory_budget_mib: must be 0, or at least tenant.memory_mib",
+        );
+        let webhook = &self.lifecycle.webhook_url;
+        let by_http = |url: url::Url| matches!(url.scheme(), "http" | "https") && url.host().is_some();
+        require(
+            webhook.is_empty() || webhook.parse().is_ok_and(by_http),
+            "lifecycle.webhook_url: must be an http or https URL",
+        );
         require(
             self.haproxy.app_maxconn > 0 && self.haproxy.app_maxconn <= self.haproxy.maxconn,
             "haproxy.app_maxconn: must be between 1 and haproxy.maxconn",

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use toml::Value;
 
 use crate::instance::name::{HostPattern, Hostname};
+use crate::instance::policy::{TimeLimit, duration};
 
 /// A type that a setting can have.
 pub(super) trait Setting: Sized {
@@ -63,26 +64,13 @@ setting!(f64, "a number", v => match v {
     _ => None,
 });
 setting!(Duration, "a time such as \"500ms\", \"30s\", \"5m\" or \"2h\"", v => v.as_str().and_then(duration));
+setting!(TimeLimit, "a time such as \"30s\", \"5m\", \"2h\" or \"7d\", or \"never\"",
+    v => v.as_str().and_then(|text| text.parse().ok()));
 setting!(Hostname, "a host name", v => v.as_str().and_then(|text| Hostname::parse(text).ok()));
 setting!(HostPattern, "\"{app}.{user}.{domain}\" or \"{app}--{user}.{domain}\"",
     v => Self::deserialize(v.clone()).ok());
 setting!(PortRange, "a range such as \"5521-15520\", between 1 and 65535", v => v.as_str().and_then(PortRange::parse));
 setting!(Listen, "\"ADDRESS:PORT\" or \"unix:PATH\"", v => v.as_str().and_then(Listen::parse));
-
-fn duration(text: &str) -> Option<Duration> {
-    let unit = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(unit);
-    let number: u64 = number.parse().ok()?;
-    let milliseconds = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return None,
-    };
-    number.checked_mul(milliseconds).map(Duration::from_millis)
-}
 
 /// Loopback ports for tenants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,15 +132,6 @@ impl fmt::Display for Listen {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_carry_their_unit() {
-        assert_eq!(duration("1500ms"), Some(Duration::from_millis(1500)));
-        assert_eq!(duration("2h"), Some(Duration::from_secs(7200)));
-        for bad in ["", "5", "s", "1.5s", "-1s", "1 s", "1w", "99999999999999999999s", "18446744073709551615d"] {
-            assert_eq!(duration(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn port_ranges_are_ordered() {

@@ -1,22 +1,27 @@
 //! The real engine, through bollard.
 
+mod data;
+mod signal;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
 use bollard::errors::Error as BollardError;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
 use bollard::query_parameters::{
-    CreateContainerOptions, EventsOptions, InspectContainerOptions, InspectNetworkOptions, KillContainerOptions,
-    ListContainersOptions, LogsOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
+    CreateContainerOptions, EventsOptions, InspectContainerOptions, InspectNetworkOptions, ListContainersOptions,
+    LogsOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
 };
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 
 use super::{
-    Containers, ContainersError, DataFound, InstanceKey, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, Owned,
-    spec,
+    Containers, ContainersError, Data, DataFound, InstanceKey, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE,
+    LABEL_SPEC, LABEL_VOLUME, Owned, OwnedVolume, spec,
 };
 use crate::config::Tenant;
 use crate::instance::Instance;
@@ -130,16 +135,27 @@ impl Docker {
         labels.and_then(|labels| labels.get(LABEL_INSTALLATION)) == Some(&ours)
     }
 
-    async fn stop_and_remove(&self, id: &str) -> Result<(), ContainersError> {
+    async fn stop_container(&self, id: &str) -> Result<(), ContainersError> {
         let client = self.client().await?;
+        // What is frozen can't hear that it is to end.
+        match client.unpause_container(id).await {
+            Ok(()) => {}
+            Err(error) if matches!(status(&error), Some(404 | 409 | 500)) => {}
+            Err(error) => return Err(classify(error)),
+        }
         let seconds = i32::try_from(self.settings.tenant.stop_timeout.as_secs()).unwrap_or(i32::MAX);
         let stop = StopContainerOptions { t: Some(seconds), ..StopContainerOptions::default() };
         match client.stop_container(id, Some(stop)).await {
-            Ok(()) => {}
+            Ok(()) => Ok(()),
             // 304: it was stopped; 404: somebody else has removed it.
-            Err(error) if matches!(status(&error), Some(304 | 404)) => {}
-            Err(error) => return Err(classify(error)),
+            Err(error) if matches!(status(&error), Some(304 | 404)) => Ok(()),
+            Err(error) => Err(classify(error)),
         }
+    }
+
+    async fn stop_and_remove(&self, id: &str) -> Result<(), ContainersError> {
+        self.stop_container(id).await?;
+        let client = self.client().await?;
         // Named volumes stay: `v` would remove anonymous ones only.
         let remove = RemoveContainerOptions { force: true, v: true, ..RemoveContainerOptions::default() };
         match client.remove_container(id, Some(remove)).await {
@@ -178,42 +194,8 @@ impl Docker {
     ///
     /// # Errors
     /// [`ContainersError::Unreachable`] when the engine does not answer.
-    pub async fn remove_network(&self) -> Result<(), ContainersError> {
-        let name = spec::network_name(self.settings.installation);
-        match self.client().await?.remove_network(&name).await {
-            Ok(()) => Ok(()),
-            Err(error) if matches!(status(&error), Some(403 | 404)) => Ok(()),
-            Err(error) => Err(classify(error)),
-        }
-    }
-
-    /// Who would get a signal by this name, by Docker's id: a running container that is no tenant,
-    /// neither of this installation nor of another.
-    ///
-    /// # Errors
-    /// [`ContainersError::NoSuchContainer`], [`ContainersError::IsTenant`],
-    /// [`ContainersError::NotRunning`]; [`ContainersError::Unreachable`] when the engine does not answer.
-    pub async fn may_signal(&self, name: &str) -> Result<String, ContainersError> {
-        let no_such = || ContainersError::NoSuchContainer(name.to_owned());
-        let found = self.inspect_raw(name).await?.ok_or_else(no_such)?;
-        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
-        if labels.contains_key(LABEL_INSTALLATION) {
-            return Err(ContainersError::IsTenant(name.to_owned()));
-        }
-        if found.state.and_then(|state| state.running) != Some(true) {
-            return Err(ContainersError::NotRunning(name.to_owned()));
-        }
-        found.id.ok_or_else(no_such)
-    }
-
-    /// Sends a signal to the first process of a container that [`Docker::may_signal`] allows.
-    ///
-    /// # Errors
-    /// As [`Docker::may_signal`]; [`ContainersError::Refused`] with the engine's words.
-    pub async fn signal(&self, name: &str, signal: &str) -> Result<(), ContainersError> {
-        let id = self.may_signal(name).await?;
-        let options = KillContainerOptions { signal: signal.to_owned() };
-        self.client().await?.kill_container(&id, Some(options)).await.map_err(classify)
+    pub async fn remove_own_network(&self) -> Result<(), ContainersError> {
+        self.remove_network(&spec::network_name(self.settings.installation)).await
     }
 
     /// What the engine's own settings cost tenants when it restarts.
@@ -295,6 +277,8 @@ impl Containers for Docker {
             generation: generation.filter(|_| same).unwrap_or(NO_GENERATION),
             port,
             status,
+            spec: label(LABEL_SPEC).cloned(),
+            volume: label(LABEL_VOLUME).cloned(),
         }))
     }
 
@@ -311,13 +295,14 @@ impl Containers for Docker {
         self.ensure_network().await?;
         let port = instance.port.ok_or_else(|| ContainersError::Refused("the instance has no port".to_owned()))?;
         let password = self.settings.key.admin_password(instance.id, instance.generation);
-        let body = spec::container(instance, port, self.settings.installation, &self.settings.tenant, &password);
+        let spec = instance.wanted_spec().cloned().unwrap_or_else(|| self.settings.tenant.spec());
+        let body = spec::container(instance, port, self.settings.installation, &spec, &password);
         let options =
             CreateContainerOptions { name: Some(instance.container.to_string()), ..CreateContainerOptions::default() };
         match client.create_container(Some(options), body).await {
             Ok(_) => Ok(()),
             Err(error) => match status(&error) {
-                Some(404) => Err(ContainersError::ImageMissing(self.settings.tenant.image.clone())),
+                Some(404) => Err(ContainersError::ImageMissing(spec.image)),
                 Some(409) => Err(ContainersError::NameHeld(instance.container.to_string())),
                 _ => Err(classify(error)),
             },
@@ -349,6 +334,74 @@ impl Containers for Docker {
                 }
                 Err(classify(error))
             }
+        }
+    }
+
+    async fn pause(&self, instance: &Instance) -> Result<(), ContainersError> {
+        let Some(id) = self.own(instance).await?.and_then(|found| found.id) else { return Ok(()) };
+        match self.client().await?.pause_container(&id).await {
+            Ok(()) => Ok(()),
+            // It has stopped, is paused, or is gone: the next look sees which.
+            Err(error) if matches!(status(&error), Some(404 | 409)) => Ok(()),
+            Err(error) => Err(classify(error)),
+        }
+    }
+
+    async fn stop(&self, instance: &Instance) -> Result<(), ContainersError> {
+        match self.own(instance).await?.and_then(|found| found.id) {
+            Some(id) => self.stop_container(&id).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn read_data(&self, instance: &Instance) -> Result<Data, ContainersError> {
+        self.read_files(instance).await
+    }
+
+    async fn write_data(
+        &self,
+        instance: &Instance,
+        data: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> Result<(), ContainersError> {
+        self.prepare_data(instance).await?;
+        self.create(instance).await?;
+        self.write_files(instance, data).await
+    }
+
+    async fn remove_volumes(&self, instance: Uuid, keep: Option<&str>) -> Result<(), ContainersError> {
+        let label = format!("{LABEL_INSTANCE}={instance}");
+        for volume in self.volumes_with(&label, false).await?.iter().filter(|volume| Some(volume.name.as_str()) != keep)
+        {
+            self.remove_unused(&volume.name).await?;
+        }
+        Ok(())
+    }
+
+    async fn has_volume(&self, name: &str) -> Result<bool, ContainersError> {
+        match self.client().await?.inspect_volume(name).await {
+            Ok(_) => Ok(true),
+            Err(error) if status(&error) == Some(404) => Ok(false),
+            Err(error) => Err(classify(error)),
+        }
+    }
+
+    async fn volumes(&self) -> Result<Vec<OwnedVolume>, ContainersError> {
+        self.volumes_with(&format!("{LABEL_INSTALLATION}={}", self.settings.installation), true).await
+    }
+
+    async fn remove_volume(&self, name: &str) -> Result<(), ContainersError> {
+        self.remove_unused(name).await
+    }
+
+    async fn stray_networks(&self) -> Result<Vec<String>, ContainersError> {
+        self.other_networks().await
+    }
+
+    async fn remove_network(&self, name: &str) -> Result<(), ContainersError> {
+        match self.client().await?.remove_network(name).await {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(status(&error), Some(403 | 404)) => Ok(()),
+            Err(error) => Err(classify(error)),
         }
     }
 
@@ -436,6 +489,8 @@ fn owned(summary: ContainerSummary) -> Option<Owned> {
             generation: labels.get(LABEL_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(NO_GENERATION),
             port,
             status: container_status(&summary.state.map(|state| state.to_string()).unwrap_or_default()),
+            spec: labels.get(LABEL_SPEC).cloned(),
+            volume: labels.get(LABEL_VOLUME).cloned(),
         },
         created: summary.created.and_then(|seconds| DateTime::<Utc>::from_timestamp(seconds, 0)).unwrap_or_default(),
     })

@@ -2,17 +2,22 @@
 //! that end the reconciler hundreds of times. It outlives every reconciler that acts on it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use uuid::Uuid;
 
-use super::{Containers, ContainersError, DataFound, Owned};
+use super::{Containers, ContainersError, Data, DataFound, Owned, OwnedVolume};
 use crate::failpoint::{Boundary, Faults};
-use crate::haproxy::{HaproxyError, Moment, Proxy, Publication, Route, RouteChange, Routes, Standing};
+use crate::haproxy::{HaproxyError, Moment, Proxy, Publication, Route, RouteChange, Routes, Standing, Usage};
 use crate::instance::Instance;
 use crate::instance::name::Hostname;
 use crate::instance::plan::{Container, Seen, Status};
+use crate::instance::spec::Spec;
 
 /// A container of the fake engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +32,21 @@ pub struct FakeContainer {
     pub port: Option<u16>,
     /// What it does.
     pub status: Status,
+    /// The digest of what it is made of.
+    pub spec: Option<String>,
+    /// The volume that it has.
+    pub volume: Option<String>,
+}
+
+/// A volume of the fake engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FakeVolume {
+    /// The instance it was made for.
+    pub instance: Uuid,
+    /// The generation it was made for.
+    pub generation: i64,
+    /// How often a container was started on it: what its users wrote.
+    pub written: u32,
 }
 
 /// Everything there is.
@@ -35,8 +55,14 @@ pub struct FakeContainer {
 pub struct State {
     /// By name, as the engine has it.
     pub containers: BTreeMap<String, FakeContainer>,
-    /// By name, with the generation that each was made for.
-    pub volumes: BTreeMap<String, i64>,
+    /// By name.
+    pub volumes: BTreeMap<String, FakeVolume>,
+    /// What the proxy counts, by port.
+    pub usage: Usage,
+    /// What was written last, by instance.
+    pub ledger: BTreeMap<Uuid, u32>,
+    /// Where a container was started on something else than what was written last.
+    pub spoiled: Vec<String>,
     /// Ports that something else on the host listens on.
     pub occupied: BTreeSet<u16>,
     /// Instances whose Hoodie never answers.
@@ -98,8 +124,43 @@ fn seen(container: &FakeContainer, instance: Uuid) -> Seen {
             generation: if owner == instance { container.generation } else { -1 },
             port: container.port,
             status: container.status,
+            spec: container.spec.clone(),
+            volume: container.volume.clone(),
         }),
     }
+}
+
+/// The one file of a fake volume, as the engine would show it.
+fn tar_of(written: u32) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut entry = |path: &str, kind: tar::EntryType, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_uid(1000);
+        header.set_gid(1000);
+        header.set_mtime(0);
+        header.set_size(content.len() as u64);
+        // Writing into memory does not fail.
+        drop(tar.append_data(&mut header, path, content));
+    };
+    entry("./", tar::EntryType::Directory, b"");
+    entry("./written", tar::EntryType::Regular, written.to_string().as_bytes());
+    tar.into_inner().unwrap_or_default()
+}
+
+fn written_in(tar: &[u8]) -> Option<u32> {
+    use std::io::Read;
+    let mut archive = tar::Archive::new(tar);
+    for entry in archive.entries().ok()? {
+        let mut entry = entry.ok()?;
+        if entry.path().ok()?.ends_with("written") {
+            let mut text = String::new();
+            entry.read_to_string(&mut text).ok()?;
+            return text.parse().ok();
+        }
+    }
+    None
 }
 
 impl Containers for FakeWorld {
@@ -116,6 +177,8 @@ impl Containers for FakeWorld {
                     // As the real listing has it.
                     port: container.port.filter(|_| container.status == Status::Running),
                     status: container.status,
+                    spec: container.spec.clone(),
+                    volume: container.volume.clone(),
                 },
                 created: DateTime::UNIX_EPOCH,
             })
@@ -129,8 +192,12 @@ impl Containers for FakeWorld {
 
     async fn prepare_data(&self, instance: &Instance) -> Result<DataFound, ContainersError> {
         let mut state = self.engine()?;
-        let made_for = *state.volumes.entry(instance.volume()).or_insert(instance.generation);
-        Ok(DataFound(made_for < instance.generation))
+        let volume = state.volumes.entry(instance.volume()).or_insert(FakeVolume {
+            instance: instance.id,
+            generation: instance.generation,
+            written: 0,
+        });
+        Ok(DataFound(volume.generation < instance.generation))
     }
 
     async fn create(&self, instance: &Instance) -> Result<(), ContainersError> {
@@ -147,6 +214,8 @@ impl Containers for FakeWorld {
             generation: instance.generation,
             port: instance.port,
             status: Status::Stopped,
+            spec: instance.wanted_spec().map(Spec::digest),
+            volume: Some(instance.volume()),
         };
         state.containers.insert(name, container);
         Ok(())
@@ -160,14 +229,126 @@ impl Containers for FakeWorld {
         if state.occupied.contains(&port) || used {
             return Err(ContainersError::PortOccupied(port));
         }
+        let state = &mut *state;
         match state.containers.get_mut(instance.container.as_str()) {
             Some(container) if container.status == Status::Dead => Err(ContainersError::Refused("dead".to_owned())),
             Some(container) => {
+                let began = container.status == Status::Stopped;
                 container.status = Status::Running;
+                let name = container.volume.clone().unwrap_or_default();
+                let Some(volume) = state.volumes.get_mut(&name).filter(|_| began) else {
+                    return Ok(());
+                };
+                let ledger = state.ledger.entry(volume.instance).or_default();
+                if volume.written != *ledger {
+                    state.spoiled.push(format!("{name} has {}, and {ledger} was written", volume.written));
+                }
+                volume.written += 1;
+                *ledger = volume.written;
                 Ok(())
             }
             None => Err(ContainersError::Refused("no such container".to_owned())),
         }
+    }
+
+    async fn pause(&self, instance: &Instance) -> Result<(), ContainersError> {
+        tokio::task::yield_now().await;
+        if let Some(container) = self.engine()?.containers.get_mut(instance.container.as_str())
+            && container.instance.is_some()
+            && container.status == Status::Running
+        {
+            container.status = Status::Paused;
+        }
+        Ok(())
+    }
+
+    async fn stop(&self, instance: &Instance) -> Result<(), ContainersError> {
+        tokio::task::yield_now().await;
+        if let Some(container) = self.engine()?.containers.get_mut(instance.container.as_str())
+            && container.instance.is_some()
+            && container.status != Status::Dead
+        {
+            container.status = Status::Stopped;
+        }
+        Ok(())
+    }
+
+    async fn read_data(&self, instance: &Instance) -> Result<Data, ContainersError> {
+        tokio::task::yield_now().await;
+        let state = self.engine()?;
+        let container = state.containers.get(instance.container.as_str());
+        let container = container.ok_or_else(|| ContainersError::NoSuchContainer(instance.container.to_string()))?;
+        let volume = container.volume.as_ref().and_then(|volume| state.volumes.get(volume));
+        let volume = volume.ok_or_else(|| ContainersError::Refused("no such volume".to_owned()))?;
+        let tar = Bytes::from(tar_of(volume.written));
+        Ok(futures_util::stream::iter([Ok(tar)]).boxed())
+    }
+
+    async fn write_data(
+        &self,
+        instance: &Instance,
+        mut data: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> Result<(), ContainersError> {
+        let mut tar = Vec::new();
+        while let Some(bytes) = data.next().await {
+            tar.extend_from_slice(&bytes.map_err(|error| ContainersError::Refused(error.to_string()))?);
+        }
+        let written = written_in(&tar).ok_or_else(|| ContainersError::Refused("no tar".to_owned()))?;
+        if self.has_volume(&instance.volume()).await? {
+            self.state().spoiled.push(format!("{} was written over", instance.volume()));
+        }
+        self.prepare_data(instance).await?;
+        self.create(instance).await?;
+        if let Some(volume) = self.engine()?.volumes.get_mut(&instance.volume()) {
+            volume.written = written;
+        }
+        Ok(())
+    }
+
+    async fn remove_volumes(&self, instance: Uuid, keep: Option<&str>) -> Result<(), ContainersError> {
+        let names: Vec<String> = {
+            let state = self.engine()?;
+            let of = state.volumes.iter().filter(|(_, volume)| volume.instance == instance);
+            of.map(|(name, _)| name.clone()).filter(|name| Some(name.as_str()) != keep).collect()
+        };
+        for name in names {
+            self.remove_volume(&name).await?;
+        }
+        Ok(())
+    }
+
+    async fn has_volume(&self, name: &str) -> Result<bool, ContainersError> {
+        Ok(self.engine()?.volumes.contains_key(name))
+    }
+
+    async fn volumes(&self) -> Result<Vec<OwnedVolume>, ContainersError> {
+        let owned = |(name, volume): (&String, &FakeVolume)| OwnedVolume {
+            name: name.clone(),
+            instance: Some(volume.instance),
+            created: None,
+            path: PathBuf::new(),
+        };
+        let state = self.engine()?;
+        let used = |name: &str| state.containers.values().any(|container| container.volume.as_deref() == Some(name));
+        Ok(state.volumes.iter().filter(|(name, _)| !used(name)).map(owned).collect())
+    }
+
+    async fn remove_volume(&self, name: &str) -> Result<(), ContainersError> {
+        tokio::task::yield_now().await;
+        let mut state = self.engine()?;
+        if state.containers.values().any(|container| container.volume.as_deref() == Some(name)) {
+            return Err(ContainersError::Refused(format!("volume {name} is in use")));
+        }
+        state.volumes.remove(name);
+        Ok(())
+    }
+
+    async fn stray_networks(&self) -> Result<Vec<String>, ContainersError> {
+        self.engine().map(|_| Vec::new())
+    }
+
+    async fn remove_network(&self, _: &str) -> Result<(), ContainersError> {
+        self.engine().map(|_| ())
     }
 
     async fn answers(&self, instance: &Instance) -> bool {
@@ -272,6 +453,11 @@ impl Proxy for FakeWorld {
 
     async fn busy(&self, _: u16) -> Result<bool, HaproxyError> {
         Ok(false)
+    }
+
+    async fn usage(&self) -> Result<Option<Usage>, HaproxyError> {
+        let state = self.state();
+        Ok((!state.proxy_down).then(|| state.usage.clone()))
     }
 
     async fn oldest_leaving_worker(&self) -> Result<Option<DateTime<Utc>>, HaproxyError> {

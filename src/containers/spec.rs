@@ -8,12 +8,12 @@ use bollard::models::{
 };
 use uuid::Uuid;
 
-use super::{LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE};
-use crate::config::Tenant;
+use super::{LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, LABEL_SPEC, LABEL_VOLUME};
 use crate::instance::Instance;
+use crate::instance::spec::Spec;
 
 /// Where the image keeps its data; see hoodie/Dockerfile.
-const DATA: &str = "/app/data";
+pub(super) const DATA: &str = "/app/data";
 /// Where the image's Hoodie listens.
 const PORT: &str = "80/tcp";
 const MIB: i64 = 1024 * 1024;
@@ -60,10 +60,10 @@ pub(super) fn container(
     instance: &Instance,
     port: u16,
     installation: Uuid,
-    tenant: &Tenant,
+    spec: &Spec,
     admin_password: &str,
 ) -> ContainerCreateBody {
-    let memory = i64::from(tenant.memory_mib) * MIB;
+    let memory = i64::from(spec.memory_mib) * MIB;
     let host = HostConfig {
         // Node as PID 1 would not be reaped of its children; see docs/decisions.
         init: Some(true),
@@ -74,9 +74,8 @@ pub(super) fn container(
         memory: Some(memory),
         // The same figure: no swap.
         memory_swap: Some(memory),
-        #[expect(clippy::cast_possible_truncation, reason = "a number of CPUs is small")]
-        nano_cpus: Some((tenant.cpus * 1e9) as i64),
-        pids_limit: Some(i64::from(tenant.pids)),
+        nano_cpus: Some(i64::from(spec.millicpus) * 1_000_000),
+        pids_limit: Some(i64::from(spec.pids)),
         // A Hoodie that crashes, or a machine that reboots, needs none of us to come back.
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::UNLESS_STOPPED),
@@ -85,7 +84,7 @@ pub(super) fn container(
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
             config: Some(HashMap::from([
-                ("max-size".to_owned(), format!("{}m", tenant.log_mib)),
+                ("max-size".to_owned(), format!("{}m", spec.log_mib)),
                 ("max-file".to_owned(), "2".to_owned()),
             ])),
         }),
@@ -102,10 +101,13 @@ pub(super) fn container(
         }]),
         ..HostConfig::default()
     };
+    let mut labels = labels(instance, installation);
+    labels.insert(LABEL_SPEC.to_owned(), spec.digest());
+    labels.insert(LABEL_VOLUME.to_owned(), instance.volume());
     ContainerCreateBody {
-        image: Some(tenant.image.clone()),
+        image: Some(spec.image.clone()),
         env: Some(vec![format!("hoodie_adminPassword={admin_password}")]),
-        labels: Some(labels(instance, installation)),
+        labels: Some(labels),
         host_config: Some(host),
         ..ContainerCreateBody::default()
     }

@@ -116,6 +116,12 @@ impl Layout {
         self.dir.join("secrets")
     }
 
+    /// Tenants' data that was packed away.
+    #[must_use]
+    pub fn archive_dir(&self) -> PathBuf {
+        self.dir.join("archive")
+    }
+
     /// Certificates, the operator's and the local CA's.
     #[must_use]
     pub fn tls_dir(&self) -> PathBuf {

@@ -60,6 +60,8 @@ struct State {
     sequence: u64,
     /// Hosts that were changed alone, and when.
     recent: HashMap<Hostname, u64>,
+    /// Whether `entries` has changed since the workers were last compared.
+    news: bool,
     /// A worker may be reading routes.map right now.
     reloading: bool,
     /// Old workers that gave no answer, and when: each question costs seconds.
@@ -212,6 +214,7 @@ impl Lane {
             state.agreed.clear();
         }
         state.entries = Some(wanted);
+        state.news |= news;
         self.follow(master, state).await
     }
 
@@ -268,7 +271,7 @@ impl Lane {
             if state.agreed.contains(&worker.pid) || deaf {
                 continue;
             }
-            match bring_in_line(master, worker, entries).await {
+            match bring_in_line(master, worker, entries, state.news).await {
                 Ok(InLine::No) if worker.current => return Ok(Following::InDoubt),
                 Ok(InLine::No) => old_in_doubt = true,
                 Ok(line) => {
@@ -283,6 +286,7 @@ impl Lane {
                 Err(error) => return Err(error),
             }
         }
+        state.news = false;
         if repaired {
             self.faults.hit(Boundary::RunningMapChanged).await;
         }

@@ -301,7 +301,8 @@ mod tests {
             assert_eq!((Utc::now() - processes.workers[0].started).num_days(), days, "own_pids: {own_pids}");
         }
         assert_eq!(Master::new(socket.clone(), false).memory_mib(pid).await, Some(7));
-        assert_eq!(Master::new(socket, true).memory_mib(pid).await, resident_mib(pid).await);
-        assert!(resident_mib(pid).await.is_some());
+        // It grows meanwhile.
+        let told = Master::new(socket, true).memory_mib(pid).await.unwrap();
+        assert!(told.abs_diff(resident_mib(pid).await.unwrap()) < 16, "{told}");
     }
 }

@@ -43,6 +43,7 @@ impl Haproxy {
     /// Signals the master and waits until the worker carries this generation. If none does, the
     /// last good files are put back: HAProxy may be restarted at any time, and must then come up.
     pub(super) async fn reload(&self, generation: &str) -> Result<(), HaproxyError> {
+        self.earlier_usage.keep(&self.master).await;
         let Err(reason) = self.signal_and_confirm(generation).await? else {
             self.faults.hit(Boundary::HaproxyConfirmed).await;
             return Ok(());

@@ -7,6 +7,9 @@ use crate::config::{Config, Public};
 use crate::instance::name::Hostname;
 use crate::tls;
 
+/// How long a stream may be silent: three times the heartbeat of a `_changes` feed, as for the apps themselves.
+const STREAM_SILENCE: Duration = Duration::from_secs(180);
+
 /// What HAProxy needs to be told. Checked where it was read: none of it can break a line of
 /// haproxy.cfg.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,8 +101,10 @@ impl Settings {
             master_socket: absolute(&haproxy.master_socket),
             stats_socket: absolute(&haproxy.stats_socket),
             control,
-            // Past its own wait the API answers 202: it is not to be cut off just before.
-            control_timeout: config.http.wait + Duration::from_secs(30),
+            // Past its own wait the API answers: it is not to be cut off just before.
+            // Streams of apps that were just woken come this way, too.
+            control_timeout: (config.http.wait.max(config.lifecycle.wake_timeout) + Duration::from_secs(30))
+                .max(STREAM_SILENCE),
             user: haproxy.user.clone(),
             group: haproxy.group.clone(),
             live_routes: haproxy.live_routes,

@@ -21,12 +21,15 @@ const FORM: &str = "application/x-www-form-urlencoded";
 pub(super) struct Fields {
     values: BTreeMap<String, Value>,
     errors: Vec<FieldError>,
+    /// Whether values have types, rather than being text.
+    json: bool,
 }
 
 impl Fields {
     /// Reads the body, and lets in who has the secret. Nothing else of it is looked at before.
     pub async fn read(request: &HttpRequest, body: web::Payload, secrets: &Secrets) -> Result<Self, Problem> {
-        let parse = match content_type(request).as_str() {
+        let kind = content_type(request);
+        let parse = match kind.as_str() {
             JSON => from_json,
             FORM => from_form,
             _ => return Err(Problem::UnsupportedMediaType { taken: &[JSON, FORM] }),
@@ -36,7 +39,7 @@ impl Fields {
         if !secret.as_ref().and_then(Value::as_str).is_some_and(|secret| secrets.admit(secret)) {
             return Err(Problem::InvalidSecret);
         }
-        Self::new(values, repeated)
+        Self::new(values, repeated, kind == JSON)
     }
 
     /// Reads the JSON body of a request that was let in already.
@@ -45,13 +48,13 @@ impl Fields {
             return Err(Problem::UnsupportedMediaType { taken: &[JSON] });
         }
         let (values, repeated) = from_json(&collect(body).await?)?.into_values();
-        Self::new(values, repeated)
+        Self::new(values, repeated, true)
     }
 
-    fn new(values: BTreeMap<String, Value>, repeated: Option<String>) -> Result<Self, Problem> {
+    fn new(values: BTreeMap<String, Value>, repeated: Option<String>, json: bool) -> Result<Self, Problem> {
         match repeated {
             Some(name) => Err(Problem::MalformedBody(format!("the field {:?} is there twice", shorten(&name)))),
-            None => Ok(Self { values, errors: Vec::new() }),
+            None => Ok(Self { values, errors: Vec::new(), json }),
         }
     }
 
@@ -63,6 +66,20 @@ impl Fields {
             Some(_) => Err("must be text".to_owned()),
         };
         parsed.map_err(|detail| self.errors.push(FieldError { field: name.to_owned(), detail })).ok()
+    }
+
+    /// Takes a truth value out; a field that is not there is false. A form has it as text.
+    pub fn take_flag(&mut self, name: &str) -> Option<bool> {
+        let flag = match self.values.remove(name) {
+            None | Some(Value::Null) => Some(false),
+            Some(Value::Bool(flag)) => Some(flag),
+            Some(Value::String(text)) if !self.json => text.parse().ok(),
+            Some(_) => None,
+        };
+        if flag.is_none() {
+            self.errors.push(FieldError { field: name.to_owned(), detail: "must be true or false".to_owned() });
+        }
+        flag
     }
 
     /// Takes a list out and parses each of its items, of which there may be `max`.

@@ -35,7 +35,7 @@ pub(super) struct HostsRequest {
         (status = 200, description = "They are its own, and lead to it within a moment while it runs", body = InstanceView),
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, description = "The secret is wrong or missing", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 404, description = "There never was such an instance", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such instance", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "A host is another instance's", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "Not JSON", body = ProblemDocument, content_type = "application/problem+json"),

@@ -30,7 +30,7 @@ pub(super) struct Listing {
     security(("secret" = [])),
     params(
         ("username" = Option<String>, Query, description = "One user's only"),
-        ("state" = Option<String>, Query, description = "Those in one state only: pending, running, failed, deleting, deleted"),
+        ("state" = Option<String>, Query, description = "Those in one state only: pending, running, failed, paused, asleep, archived, deleting, deleted"),
         ("limit" = Option<u32>, Query, description = "Instances on a page: 1 to 1000, by default 100"),
         ("after" = Option<String>, Query, description = "Begin after this one, `username/appname`"),
     ),
@@ -72,7 +72,7 @@ pub(super) async fn list(request: HttpRequest, api: web::Data<Api>) -> Result<Ht
     responses(
         (status = 200, description = "The instance", body = InstanceView),
         (status = 401, description = "The secret is wrong or missing", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 404, description = "There never was such an instance", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such instance", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, description = "No database; try again later", body = ProblemDocument, content_type = "application/problem+json"),
     ),
 )]
@@ -108,10 +108,9 @@ impl Query {
                 "username" => Username::parse(&value)
                     .map(|username| query.filter.username = Some(username))
                     .map_err(|error| error.to_string()),
-                "state" => value
-                    .parse()
-                    .map(|state| query.filter.state = Some(state))
-                    .map_err(|_| "must be pending, running, failed, deleting or deleted".to_owned()),
+                "state" => value.parse().map(|state| query.filter.state = Some(state)).map_err(|_| {
+                    "must be pending, running, failed, paused, asleep, archived, deleting or deleted".to_owned()
+                }),
                 "limit" => match value.parse() {
                     Ok(limit) if (1..=LIMIT_MAX).contains(&limit) => {
                         query.limit = limit;

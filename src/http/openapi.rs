@@ -13,6 +13,7 @@ use utoipa::{Modify, OpenApi};
     paths(
         super::provision::provision,
         super::provision::deprovision,
+        super::provision::restore,
         super::instances::list,
         super::instances::show,
         super::hosts::put,

@@ -60,6 +60,16 @@ pub enum Problem {
     NoSuchApp,
     /// The app with this host does not answer yet.
     NotReady,
+    /// Everything that may be awake is in use, so that this app can't be woken.
+    AllBusy,
+    /// More requests wait for this app than it may have.
+    TooManyRequests,
+    /// The body is longer than an app may get.
+    ContentTooLarge,
+    /// The app hung up, or sent no answer.
+    BadAnswer,
+    /// Its data is being removed.
+    BeingPurged,
     /// Every port is taken.
     NoFreePort,
     /// The manifest can't be asked.
@@ -102,13 +112,20 @@ impl Problem {
             Self::InvalidFields(_) => (S::UNPROCESSABLE_ENTITY, "invalid-fields", "Some fields won't do"),
             Self::NameTaken(_) => (S::CONFLICT, "name-taken", "A name is taken"),
             Self::Superseded => (S::CONFLICT, "superseded", "The opposite was asked for in the meantime"),
-            Self::NoSuchInstance => (S::NOT_FOUND, "no-such-instance", "There never was such an instance"),
+            Self::NoSuchInstance => (S::NOT_FOUND, "no-such-instance", "There is no such instance"),
             Self::NoSuchPath => (S::NOT_FOUND, "no-such-path", "The control API has no such path"),
             Self::MethodNotAllowed { .. } => {
                 (S::METHOD_NOT_ALLOWED, "method-not-allowed", "The path takes another method")
             }
             Self::NoSuchApp => (S::NOT_FOUND, "no-such-app", "No app has this host"),
             Self::NotReady => (S::SERVICE_UNAVAILABLE, "not-ready", "This app is not ready yet"),
+            Self::AllBusy => (S::SERVICE_UNAVAILABLE, "all-busy", "Everything that may be awake is in use"),
+            Self::TooManyRequests => (S::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests wait for this app"),
+            Self::ContentTooLarge => {
+                (S::PAYLOAD_TOO_LARGE, "content-too-large", "The body is longer than an app may get")
+            }
+            Self::BadAnswer => (S::BAD_GATEWAY, "bad-answer", "This app gave no answer"),
+            Self::BeingPurged => (S::CONFLICT, "being-purged", "It is being purged"),
             Self::NoFreePort => (S::SERVICE_UNAVAILABLE, "no-free-port", "There is no room for another instance"),
             Self::Unavailable => (S::SERVICE_UNAVAILABLE, "unavailable", "The service is unavailable for the moment"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side"),
@@ -119,6 +136,8 @@ impl Problem {
     fn retry_after(&self) -> Option<u32> {
         match self {
             Self::NotReady => Some(2),
+            Self::TooManyRequests => Some(1),
+            Self::AllBusy => Some(10),
             Self::Unavailable => Some(5),
             Self::NoFreePort => Some(60),
             _ => None,
@@ -193,6 +212,7 @@ impl From<ManifestError> for Problem {
             ManifestError::TooManyHosts => {
                 Self::InvalidFields(vec![FieldError { field: "hosts".to_owned(), detail: error.to_string() }])
             }
+            ManifestError::BeingPurged => Self::BeingPurged,
             ManifestError::NoFreePort => {
                 log::error!("no port is free; see tenant.ports");
                 Self::NoFreePort

@@ -5,10 +5,11 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::Api;
 use super::body::Fields;
 use super::problem::{Problem, ProblemDocument};
 use super::view::InstanceView;
-use super::{Api, wait};
+use super::wait::{self, Waited};
 use crate::failpoint::Boundary;
 use crate::instance::name::{AppName, Email, Username};
 use crate::instance::{Desired, Instance, Phase, State};
@@ -43,6 +44,23 @@ pub(super) struct DeprovisionRequest {
     /// The app.
     #[schema(example = "notes")]
     appname: String,
+    /// Whether its data goes at once, and for good.
+    #[schema(default = false)]
+    purge: Option<bool>,
+}
+
+/// The body of POST /restore, as JSON or as a form.
+#[derive(Deserialize, ToSchema)]
+#[allow(dead_code, reason = "the document's schema; the body is read field by field")]
+pub(super) struct RestoreRequest {
+    /// The secret that was arranged with the caller.
+    secret: String,
+    /// Whose the app is.
+    #[schema(example = "alice")]
+    username: String,
+    /// The app.
+    #[schema(example = "notes")]
+    appname: String,
 }
 
 /// Gives a user a Hoodie for an app. Asking again changes nothing but the email.
@@ -56,7 +74,7 @@ pub(super) struct DeprovisionRequest {
     responses(
         (status = 201, description = "It answers at its endpoint", body = InstanceView,
             headers(("Location" = String, description = "Where to ask for it"))),
-        (status = 200, description = "It was there already, and answers at its endpoint", body = InstanceView),
+        (status = 200, description = "It was there already, and answers at its endpoint; one that rests wakes up for that", body = InstanceView),
         (status = 202, description = "It does not answer yet; ask at Location", body = InstanceView),
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, description = "The secret is wrong or missing", body = ProblemDocument, content_type = "application/problem+json"),
@@ -85,7 +103,7 @@ pub(super) async fn provision(
     api.faults.hit(Boundary::IntentWritten).await;
     let written = provisioned.instance;
     log::info!(instance:% = written.id; "{} provisioned{}", written.container, if provisioned.new { "" } else { " again" });
-    if written.state() == State::Running {
+    if written.state() == State::Running || written.desired.resting() {
         return Ok(answer(HttpResponse::Ok(), &api, &written));
     }
     if respond_async(&request) {
@@ -94,18 +112,21 @@ pub(super) async fn provision(
         return Ok(answer(accepted, &api, &written));
     }
     let generation = written.generation;
-    let over = |row: &Instance| row.state() == State::Running || row.desired == Desired::Deleted;
-    let row = wait::until(&api, written, over).await;
+    let over = async |row: &Instance| row.state() == State::Running || row.desired != Desired::Running;
+    let Waited { row, .. } = wait::until(&api, written, api.settings.wait, over).await;
     match row.state() {
         State::Running => Ok(answer(HttpResponse::Created(), &api, &row)),
         // Given up by the reconciler: the only thing it gives up over is a foreign container.
         State::Deleted if row.generation == generation => Err(Problem::NameTaken("of the container".to_owned())),
         State::Deleted | State::Deleting => Err(Problem::Superseded),
+        // Laid to rest as soon as it was there: the first request wakes it.
+        State::Paused | State::Asleep | State::Archived => Ok(answer(HttpResponse::Ok(), &api, &row)),
         State::Pending | State::Failed => Ok(answer(HttpResponse::Accepted(), &api, &row)),
     }
 }
 
-/// Takes a Hoodie away: unrouted, drained, stopped, removed. Its data stays.
+/// Takes a Hoodie away: unrouted, drained, stopped, removed. Its data stays until
+/// `restorable_until` for sure, unless it is to be purged at once.
 #[utoipa::path(
     post, path = "/deprovision",
     request_body(content(
@@ -114,11 +135,11 @@ pub(super) async fn provision(
     )),
     params(("Prefer" = Option<String>, Header, description = "`respond-async` (RFC 7240) answers 202 at once")),
     responses(
-        (status = 200, description = "Its container is gone", body = InstanceView),
+        (status = 200, description = "Its container is gone; with `purge`, its data too", body = InstanceView),
         (status = 202, description = "It is on its way out; ask at Location", body = InstanceView),
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, description = "The secret is wrong or missing", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 404, description = "There never was such an instance", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such instance", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "It was provisioned again in the meantime", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "Neither JSON nor a form", body = ProblemDocument, content_type = "application/problem+json"),
@@ -134,20 +155,74 @@ pub(super) async fn deprovision(
     let mut fields = Fields::read(&request, body, &api.secrets).await?;
     let username = fields.take("username", Username::parse);
     let appname = fields.take("appname", AppName::parse);
+    let purge = fields.take_flag("purge");
     fields.finish()?;
-    let (Some(username), Some(appname)) = (username, appname) else {
+    let (Some(username), Some(appname), Some(purge)) = (username, appname, purge) else {
         return Err(Problem::Internal);
     };
 
-    let written = api.manifest.deprovision(&username, &appname).await?.ok_or(Problem::NoSuchInstance)?;
+    let written = api.manifest.deprovision(&username, &appname, purge).await?.ok_or(Problem::NoSuchInstance)?;
     api.faults.hit(Boundary::IntentWritten).await;
-    log::info!(instance:% = written.id; "{} deprovisioned", written.container);
-    let over = |row: &Instance| row.phase == Phase::Deleted || row.desired == Desired::Running;
-    let row = if respond_async(&request) { written } else { wait::until(&api, written, over).await };
+    log::info!(instance:% = written.id; "{} deprovisioned{}", written.container, if purge { ", to be purged" } else { "" });
+    let over = async |row: &Instance| !row.desired.gone() || (row.phase == Phase::Deleted && !purge);
+    let Waited { row, purged } = if respond_async(&request) {
+        Waited { row: written, purged: false }
+    } else {
+        wait::until(&api, written, api.settings.wait, over).await
+    };
     match row.state() {
-        State::Deleted => Ok(answer(HttpResponse::Ok(), &api, &row)),
-        State::Deleting => Ok(answer(HttpResponse::Accepted(), &api, &row)),
-        State::Pending | State::Running | State::Failed => Err(Problem::Superseded),
+        _ if purged => Ok(HttpResponse::Ok().json(InstanceView::purged(&row, api.settings.public))),
+        State::Deleted if !purge => Ok(answer(HttpResponse::Ok(), &api, &row)),
+        State::Deleted | State::Deleting => Ok(answer(HttpResponse::Accepted(), &api, &row)),
+        _ => Err(Problem::Superseded),
+    }
+}
+
+/// Brings a deleted instance back, with its data.
+#[utoipa::path(
+    post, path = "/restore",
+    request_body(content(
+        (RestoreRequest = "application/json"),
+        (RestoreRequest = "application/x-www-form-urlencoded"),
+    )),
+    params(("Prefer" = Option<String>, Header, description = "`respond-async` (RFC 7240) answers 202 at once")),
+    responses(
+        (status = 200, description = "It answers at its endpoint; one that rests wakes up for that", body = InstanceView),
+        (status = 202, description = "It does not answer yet; ask at Location", body = InstanceView),
+        (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 401, description = "The secret is wrong or missing", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such instance, not even a deleted one", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "A name is taken, or it is being purged", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 415, description = "Neither JSON nor a form", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, description = "Every field that won't do", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "No free port, or no database; try again later", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn restore(
+    request: HttpRequest,
+    body: web::Payload,
+    api: web::Data<Api>,
+) -> Result<HttpResponse, Problem> {
+    let mut fields = Fields::read(&request, body, &api.secrets).await?;
+    let username = fields.take("username", Username::parse);
+    let appname = fields.take("appname", AppName::parse);
+    fields.finish()?;
+    let (Some(username), Some(appname)) = (username, appname) else { return Err(Problem::Internal) };
+
+    let restored = api.manifest.restore(&username, &appname).await?.ok_or(Problem::NoSuchInstance)?;
+    api.faults.hit(Boundary::IntentWritten).await;
+    let written = restored.instance;
+    if restored.new {
+        log::info!(instance:% = written.id; "{} restored", written.container);
+    }
+    let over = async |row: &Instance| row.state() == State::Running || row.desired != Desired::Running;
+    let row =
+        if respond_async(&request) { written } else { wait::until(&api, written, api.settings.wait, over).await.row };
+    match row.state() {
+        State::Running | State::Paused | State::Asleep | State::Archived => Ok(answer(HttpResponse::Ok(), &api, &row)),
+        State::Deleted | State::Deleting => Err(Problem::Superseded),
+        State::Pending | State::Failed => Ok(answer(HttpResponse::Accepted(), &api, &row)),
     }
 }
 

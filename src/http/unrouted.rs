@@ -1,28 +1,33 @@
-//! Hosts that HAProxy has no route for: no such app, or one that is not ready. Most callers
-//! are pages of another origin, so every answer can be read across origins (Fetch, section 3.2).
+//! Hosts that HAProxy has no route for: no such app, or one that rests, or is not ready; its
+//! requests are held and passed on. Of those that are refused, most callers are pages of another origin, so every answer can be read across origins (Fetch, section 3.2).
 
 use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 
+use super::hold::hold;
 use super::{Api, Problem, host};
-use crate::instance::Desired;
 use crate::instance::name::Hostname;
 
-pub(super) async fn unrouted(request: HttpRequest, api: web::Data<Api>) -> HttpResponse {
-    if request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
-        return with_cors(&request, HttpResponse::NoContent().finish());
-    }
+pub(super) async fn unrouted(request: HttpRequest, body: web::Payload, api: web::Data<Api>) -> HttpResponse {
     let host = host(request.head()).and_then(|host| Hostname::parse(&host).ok());
     let found = match &host {
         Some(host) => api.manifest.find_by_host(host).await,
         None => Ok(None),
     };
     let problem = match found {
-        Ok(Some(instance)) if instance.desired == Desired::Running => Problem::NotReady,
+        Ok(Some(instance)) if !instance.desired.gone() => match hold(&request, body, &api, instance).await {
+            // The app's own answer, just as it is.
+            Ok(answer) => return answer,
+            Err(problem) => problem,
+        },
         Ok(_) => Problem::NoSuchApp,
         Err(error) => error.into(),
     };
+    // A preflight that is refused would hide the refusal from the page that asks.
+    if request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+        return with_cors(&request, HttpResponse::NoContent().finish());
+    }
     let answer = if wants_html(&request) { page(&problem, host.as_ref()) } else { problem.error_response() };
     with_cors(&request, answer)
 }
@@ -37,7 +42,7 @@ fn page(problem: &Problem, host: Option<&Hostname>) -> HttpResponse {
     let mut answer = problem.error_response();
     let host = host.map(ToString::to_string).unwrap_or_default();
     let refresh = match problem {
-        Problem::NotReady => "<meta http-equiv=\"refresh\" content=\"2\">",
+        Problem::NotReady | Problem::AllBusy => "<meta http-equiv=\"refresh\" content=\"2\">",
         _ => "",
     };
     let html = format!(

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::config::Public;
+use crate::instance::policy::Overrides;
 use crate::instance::{Instance, Phase, State};
 
 /// An instance as callers see it.
@@ -49,6 +50,18 @@ pub struct InstanceView {
     pub next_attempt_at: Option<DateTime<Utc>>,
     /// Whether it was provisioned again and found the data of its earlier life.
     pub restored: bool,
+    /// When its users last asked it for something, to within some minutes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<DateTime<Utc>>,
+    /// Where it departs from the installation's clean-up policy.
+    #[serde(skip_serializing_if = "is_default")]
+    pub policy: Overrides,
+    /// Of a deleted one: until when it can be restored for sure; not there for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restorable_until: Option<DateTime<Utc>>,
+    /// Whether its data is gone, too, and this is the last that is known of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub purged: bool,
     /// When it was first asked for.
     pub created_at: DateTime<Utc>,
     /// When its Hoodie first answered in this life.
@@ -77,9 +90,24 @@ impl InstanceView {
             last_error: instance.last_error.clone(),
             next_attempt_at: instance.next_attempt_at.filter(|_| failed),
             restored: instance.restored,
+            last_used_at: instance.last_used_at,
+            policy: instance.overrides(),
+            restorable_until: instance.restorable_until,
+            purged: false,
             created_at: instance.created_at,
             ready_at: instance.ready_at,
             updated_at: instance.updated_at,
         }
     }
+
+    /// Shows what was known of one that is no more.
+    #[must_use]
+    pub fn purged(last: &Instance, public: Public) -> Self {
+        let shown = Self::new(last, public);
+        Self { state: State::Deleted, phase: Phase::Deleted, port: None, purged: true, ..shown }
+    }
+}
+
+fn is_default(overrides: &Overrides) -> bool {
+    *overrides == Overrides::default()
 }

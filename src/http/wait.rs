@@ -11,19 +11,33 @@ use crate::instance::Instance;
 
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Waits until `done`, or until the configured time is over; returns the row as last seen.
-pub(super) async fn until(api: &Api, written: Instance, done: impl Fn(&Instance) -> bool) -> Instance {
+/// A row, as it was last seen.
+pub(super) struct Waited {
+    pub row: Instance,
+    /// Whether there is none any more: it was purged.
+    pub purged: bool,
+}
+
+/// Waits until `done`, or the row is gone, or the time is over.
+pub(super) async fn until(
+    api: &Api,
+    written: Instance,
+    time: Duration,
+    mut done: impl AsyncFnMut(&Instance) -> bool,
+) -> Waited {
     let id: Uuid = written.id;
-    let deadline = Instant::now() + api.settings.wait;
+    let deadline = Instant::now() + time;
     let mut news = api.nudges.subscribe();
-    let mut latest = written;
+    let mut row = written;
     loop {
         // The intent is written: a database that goes away now makes this a slow answer, not a failed one.
-        if let Ok(Some(row)) = api.manifest.get(id).await {
-            latest = row;
+        match api.manifest.get(id).await {
+            Ok(Some(latest)) => row = latest,
+            Ok(None) => return Waited { row, purged: true },
+            Err(_) => {}
         }
-        if done(&latest) || Instant::now() >= deadline {
-            return latest;
+        if done(&row).await || Instant::now() >= deadline {
+            return Waited { row, purged: false };
         }
         let look = deadline.min(Instant::now() + LOOK);
         loop {

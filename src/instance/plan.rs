@@ -17,6 +17,8 @@ pub struct Observed {
     pub container: Seen,
     /// Whether HAProxy sends requests to it; none while that is not known.
     pub routed: Option<bool>,
+    /// Whether there is room for it among those that are awake.
+    pub room: bool,
 }
 
 /// Who holds the container name.
@@ -39,6 +41,40 @@ pub struct Container {
     pub port: Option<u16>,
     /// What its process does.
     pub status: Status,
+    /// The digest of what it is made of; none where that was never written down.
+    pub spec: Option<String>,
+    /// The volume with its data; none where it can only be the first.
+    pub volume: Option<String>,
+}
+
+impl Container {
+    /// Whether it is what the row asks for: of this generation, at this port, with this data, and
+    /// made of what it should be.
+    #[must_use]
+    pub fn is_of(&self, instance: &Instance) -> bool {
+        let same_spec = match (&self.spec, instance.wanted_spec()) {
+            (Some(spec), Some(wanted)) => *spec == wanted.digest(),
+            // One from before that was written down is what it is, until it is rolled.
+            (None, _) => !instance.rolling,
+            (Some(_), None) => true,
+        };
+        self.generation == instance.generation && self.port == instance.port && self.has_data_of(instance) && same_spec
+    }
+
+    /// Whether its volume is the one that the row names.
+    #[must_use]
+    pub fn has_data_of(&self, instance: &Instance) -> bool {
+        match &self.volume {
+            Some(volume) => *volume == instance.volume(),
+            None => instance.volume_serial == 0,
+        }
+    }
+
+    /// Whether its process is there, and takes memory.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(self.status, Status::Running | Status::Restarting | Status::Paused)
+    }
 }
 
 /// Docker's container states (Docker Engine API, `ContainerState.Status`), as far as they differ
@@ -47,7 +83,7 @@ pub struct Container {
 pub enum Status {
     /// Made, or ended and left so by Docker: it has to be started.
     Stopped,
-    /// Frozen by hand.
+    /// Frozen.
     Paused,
     /// Its process runs.
     Running,
@@ -66,6 +102,8 @@ pub enum Step {
     WaitUntil(DateTime<Utc>),
     /// HAProxy has to be told first; publishing is done for all instances at once.
     AwaitPublish,
+    /// Too many are awake: one that nobody uses has to make room first.
+    AwaitRoom,
     /// Only the manifest changes.
     Advance(Phase),
     /// Make and start the container; then `Starting`.
@@ -76,10 +114,22 @@ pub enum Step {
     AwaitReady(Phase),
     /// See the Hoodie answer through HAProxy; then `Running`.
     ConfirmRoute,
-    /// Wait until nobody is talking to it any more; then `Removing`.
-    Drain,
+    /// Wait until nobody is talking to it any more; then this phase.
+    Drain(Phase),
+    /// Freeze the container; the phase stays.
+    Pause,
+    /// Stop the container; the phase stays.
+    Stop,
     /// Stop and remove the container; the phase stays.
     Remove,
+    /// Write the volume's data into an archive; from then on that has the data.
+    Archive,
+    /// Remove the volumes, since the archive has the data; then `Archived`.
+    FreeVolumes,
+    /// Write the archive's data into a new volume; from then on that has the data.
+    Restore,
+    /// Remove its data, wherever that is, and the row.
+    Purge,
     /// Somebody else's container has the name, and this life never began: give up the intent.
     Refuse,
     /// Somebody else's container has the name of an instance that has lived: try again later.
@@ -91,26 +141,41 @@ pub enum Step {
 pub fn plan(instance: &Instance, observed: &Observed, now: DateTime<Utc>) -> Step {
     match instance.desired {
         Desired::Running => towards_running(instance, observed, now),
-        Desired::Deleted => towards_deleted(instance, observed),
+        Desired::Paused | Desired::Asleep | Desired::Archived => towards_rest(instance, observed, now),
+        Desired::Deleted | Desired::Purged => towards_deleted(instance, observed),
     }
 }
 
 #[allow(clippy::match_same_arms, reason = "the arms stand in the order of an instance's life")]
 fn towards_running(instance: &Instance, observed: &Observed, now: DateTime<Utc>) -> Step {
-    let current = match &observed.container {
-        Seen::Ours(c) if c.generation == instance.generation && c.port == instance.port => Some(c.status),
-        _ => None,
+    let ours = match &observed.container {
+        Seen::Ours(container) => Some(container),
+        Seen::Absent | Seen::Foreign => None,
     };
+    // While the archive has the data, no container has.
+    let current = ours.filter(|c| instance.archive.is_none() && c.is_of(instance)).map(|c| c.status);
     match (instance.phase, current) {
-        (Phase::Deleted | Phase::Draining | Phase::Removing, _) => Step::Advance(Phase::Pending),
+        // To be made anew: nobody may be talking to it then.
+        (Phase::Ready | Phase::Running | Phase::Restarting, None) if instance.rolling && ours.is_some() => {
+            Step::Advance(Phase::Draining)
+        }
+        (Phase::Draining, _) if instance.rolling => drain(observed, Phase::Removing),
+        (Phase::Removing, _) if instance.rolling && ours.is_some() => Step::Remove,
 
-        (Phase::Failed, _) if matches!(observed.container, Seen::Ours(_)) => Step::Remove,
+        (Phase::Deleted | Phase::Archived | Phase::Archiving | Phase::Asleep | Phase::Paused, _) => {
+            Step::Advance(Phase::Pending)
+        }
+        (Phase::Draining | Phase::Stopping | Phase::Removing, _) => Step::Advance(Phase::Pending),
+
+        (Phase::Failed, _) if ours.is_some() => Step::Remove,
         (Phase::Failed, _) => match instance.next_attempt_at {
             Some(at) if at > now => Step::WaitUntil(at),
             _ => Step::Advance(Phase::Pending),
         },
 
         (Phase::Pending, None) => match &observed.container {
+            Seen::Absent if !observed.room => Step::AwaitRoom,
+            Seen::Absent if instance.archive.is_some() => Step::Restore,
             Seen::Absent => Step::Create,
             // Giving up gives the port back: no route of an earlier life may still lead there.
             Seen::Foreign if observed.routed != Some(false) => Step::AwaitPublish,
@@ -119,6 +184,7 @@ fn towards_running(instance: &Instance, observed: &Observed, now: DateTime<Utc>)
             Seen::Ours(_) => Step::Remove,
         },
         (Phase::Pending, Some(Status::Running | Status::Restarting)) => Step::Advance(Phase::Starting),
+        (Phase::Pending, Some(Status::Stopped | Status::Paused)) if !observed.room => Step::AwaitRoom,
         (Phase::Pending | Phase::Starting, Some(Status::Stopped | Status::Paused)) => Step::Start,
         (Phase::Pending, Some(Status::Dead)) => Step::Remove,
 
@@ -137,15 +203,64 @@ fn towards_running(instance: &Instance, observed: &Observed, now: DateTime<Utc>)
     }
 }
 
+/// Down to where the row says, and no further: never over a container that still runs, never over
+/// data that is nowhere else.
+#[allow(clippy::match_same_arms, reason = "the arms stand in the order of the way down")]
+fn towards_rest(instance: &Instance, observed: &Observed, now: DateTime<Utc>) -> Step {
+    let ours = match &observed.container {
+        Seen::Ours(container) => Some(container),
+        Seen::Absent | Seen::Foreign => None,
+    };
+    let up = ours.is_some_and(Container::is_up);
+    let runs = ours.is_some_and(|c| matches!(c.status, Status::Running | Status::Restarting));
+    let (pause, archive) = (instance.desired == Desired::Paused, instance.desired == Desired::Archived);
+    match instance.phase {
+        Phase::Pending | Phase::Starting | Phase::Ready | Phase::Running | Phase::Restarting | Phase::Failed => {
+            Step::Advance(Phase::Draining)
+        }
+        Phase::Removing | Phase::Deleted => Step::Advance(Phase::Pending),
+        Phase::Draining => drain(observed, Phase::Stopping),
+
+        Phase::Stopping | Phase::Paused if pause && runs => Step::Pause,
+        Phase::Stopping if pause && up => Step::Advance(Phase::Paused),
+        // One that stopped by itself is woken all the same.
+        Phase::Paused if pause => Step::Settled,
+        Phase::Paused => Step::Advance(Phase::Stopping),
+        Phase::Stopping | Phase::Asleep | Phase::Archiving | Phase::Archived if up => Step::Stop,
+        Phase::Stopping => Step::Advance(Phase::Asleep),
+        Phase::Asleep if archive || instance.archive.is_some() => Step::Advance(Phase::Archiving),
+        Phase::Asleep => Step::Settled,
+
+        Phase::Archiving if instance.archive.is_some() && ours.is_some() => Step::Remove,
+        Phase::Archiving if instance.archive.is_some() => Step::FreeVolumes,
+        Phase::Archiving if !archive => Step::Advance(Phase::Asleep),
+        Phase::Archiving => match instance.next_attempt_at {
+            Some(at) if at > now => Step::WaitUntil(at),
+            _ => Step::Archive,
+        },
+        Phase::Archived if ours.is_some() => Step::Remove,
+        Phase::Archived => Step::Settled,
+    }
+}
+
 fn towards_deleted(instance: &Instance, observed: &Observed) -> Step {
     match instance.phase {
+        Phase::Deleted if instance.desired == Desired::Purged => Step::Purge,
         Phase::Deleted => Step::Settled,
-        Phase::Draining if observed.routed == Some(false) => Step::Drain,
-        Phase::Draining => Step::AwaitPublish,
+        Phase::Draining => drain(observed, Phase::Removing),
         Phase::Removing if matches!(observed.container, Seen::Ours(_)) => Step::Remove,
         Phase::Removing => Step::Advance(Phase::Deleted),
+        // Drained already, and nothing leads to it.
+        Phase::Stopping | Phase::Paused | Phase::Asleep | Phase::Archiving | Phase::Archived => {
+            Step::Advance(Phase::Removing)
+        }
         _ => Step::Advance(Phase::Draining),
     }
+}
+
+/// Out of HAProxy first; then its last requests.
+fn drain(observed: &Observed, next: Phase) -> Step {
+    if observed.routed == Some(false) { Step::Drain(next) } else { Step::AwaitPublish }
 }
 
 /// How long a failed instance rests: doubled with each failure in a row, up to `max`.
@@ -165,296 +280,4 @@ pub fn attempts_carried(instance: &Instance, stable_after: Duration, now: DateTi
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A world of one instance, in which every step does what the executor would do.
-    #[derive(Debug, Clone)]
-    struct World {
-        row: Instance,
-        container: Seen,
-        /// What HAProxy routes to.
-        route: Option<u16>,
-        /// Whether the executor knows what HAProxy routes to.
-        known: bool,
-        /// The generation of the last container whose Hoodie answered.
-        answered_generation: i64,
-        now: DateTime<Utc>,
-    }
-
-    /// What may happen behind our back, or go wrong, between two steps.
-    #[derive(Debug, Clone, Copy)]
-    enum Fault {
-        ContainerRemoved,
-        ContainerStopped,
-        ContainerPaused,
-        ContainerCrashed,
-        ContainerDead,
-        HoodieNeverReady,
-        NameGrabbed,
-        NameGivenBack,
-        Deprovisioned,
-        Provisioned,
-        PortMoved,
-        Published,
-        RouteForgotten,
-        CrashBeforeManifestWrite,
-        TimePasses,
-    }
-
-    impl World {
-        fn new() -> Self {
-            Self {
-                row: Instance::example(),
-                container: Seen::Absent,
-                route: None,
-                known: false,
-                answered_generation: 0,
-                now: DateTime::UNIX_EPOCH,
-            }
-        }
-
-        fn observe(&self) -> Observed {
-            let routed = self.known.then_some(self.route.is_some() && self.route == self.row.port);
-            Observed { container: self.container.clone(), routed }
-        }
-
-        fn publish(&mut self) {
-            self.known = true;
-            self.route = self.row.port.filter(|_| self.row.routable());
-        }
-
-        fn enter(&mut self, phase: Phase) {
-            assert!(self.row.phase.may_become(phase), "{} -> {phase}", self.row.phase);
-            if phase == Phase::Deleted {
-                self.row.port = None;
-            }
-            self.row.phase = phase;
-            self.row.phase_since = self.now;
-        }
-
-        fn fail(&mut self) {
-            self.container = Seen::Absent;
-            self.row.attempts += 1;
-            self.row.next_attempt_at = Some(self.now + chrono::Duration::seconds(2));
-            self.enter(Phase::Failed);
-        }
-
-        fn set_status(&mut self, to: Status) {
-            if let Seen::Ours(c) = &mut self.container {
-                c.status = to;
-            }
-        }
-
-        /// One step of the executor. `crash` stops it before it writes to the manifest.
-        #[allow(clippy::match_same_arms, reason = "one arm for each step")]
-        fn step(&mut self, crash: bool, never_ready: bool) -> Step {
-            let step = plan(&self.row, &self.observe(), self.now);
-            match step.clone() {
-                Step::Settled => {}
-                Step::WaitUntil(at) => self.now = at,
-                Step::AwaitPublish => self.publish(),
-                Step::Advance(phase) if !crash => self.enter(phase),
-                Step::Create => {
-                    assert_eq!(self.container, Seen::Absent, "never created over another container");
-                    self.container = Seen::Ours(Container {
-                        generation: self.row.generation,
-                        port: self.row.port,
-                        status: Status::Running,
-                    });
-                    if !crash {
-                        self.enter(Phase::Starting);
-                    }
-                }
-                Step::Start => {
-                    self.set_status(Status::Running);
-                    if !crash && self.row.phase == Phase::Pending {
-                        self.enter(Phase::Starting);
-                    }
-                }
-                Step::AwaitReady(_) if never_ready => {
-                    if crash {
-                        self.container = Seen::Absent;
-                    } else {
-                        self.fail();
-                    }
-                }
-                Step::AwaitReady(phase) => {
-                    self.set_status(Status::Running);
-                    self.answered_generation = self.row.generation;
-                    if !crash {
-                        self.row.ready_at = Some(self.now);
-                        self.enter(phase);
-                    }
-                }
-                Step::ConfirmRoute if !crash => self.enter(Phase::Running),
-                Step::Drain if !crash => self.enter(Phase::Removing),
-                Step::Remove => {
-                    assert!(matches!(self.container, Seen::Ours(_)), "never removed another's container");
-                    self.container = Seen::Absent;
-                }
-                Step::Refuse if !crash => {
-                    assert!(self.row.ready_at.is_none());
-                    self.row.desired = Desired::Deleted;
-                    self.enter(Phase::Deleted);
-                }
-                Step::NameHeld if !crash => {
-                    self.row.attempts += 1;
-                    self.row.next_attempt_at = Some(self.now + chrono::Duration::seconds(2));
-                    self.enter(Phase::Failed);
-                }
-                _ => {}
-            }
-            step
-        }
-
-        fn suffer(&mut self, fault: Fault) {
-            match fault {
-                Fault::ContainerRemoved if matches!(self.container, Seen::Ours(_)) => self.container = Seen::Absent,
-                Fault::ContainerStopped => self.set_status(Status::Stopped),
-                Fault::ContainerPaused => self.set_status(Status::Paused),
-                Fault::ContainerCrashed => self.set_status(Status::Restarting),
-                Fault::ContainerDead => self.set_status(Status::Dead),
-                Fault::NameGrabbed if self.container == Seen::Absent => self.container = Seen::Foreign,
-                Fault::NameGivenBack if self.container == Seen::Foreign => self.container = Seen::Absent,
-                Fault::Deprovisioned if self.row.desired == Desired::Running => {
-                    self.row.desired = Desired::Deleted;
-                    self.row.generation += 1;
-                }
-                Fault::Provisioned if self.row.desired == Desired::Deleted => {
-                    self.row.desired = Desired::Running;
-                    self.row.generation += 1;
-                    self.row.ready_at = None;
-                    self.row.port = self.row.port.or(Some(5522));
-                    if self.row.phase == Phase::Deleted {
-                        self.row.phase = Phase::Pending;
-                    }
-                }
-                // What the executor does when somebody else on the host holds the port.
-                Fault::PortMoved if self.row.phase == Phase::Pending && self.route.is_none() => {
-                    self.row.port = Some(5523);
-                }
-                Fault::Published => self.publish(),
-                Fault::RouteForgotten => self.known = false,
-                Fault::TimePasses => self.now += chrono::Duration::seconds(60),
-                Fault::CrashBeforeManifestWrite => {
-                    self.step(true, false);
-                }
-                Fault::HoodieNeverReady => {
-                    self.step(false, true);
-                }
-                _ => {}
-            }
-        }
-
-        fn assert_invariants(&self) {
-            if let (true, Seen::Ours(c)) = (self.row.routable(), &self.container) {
-                let answered = c.generation == self.answered_generation || c.generation != self.row.generation;
-                assert!(answered, "routed before its Hoodie answered");
-            }
-            if self.row.phase == Phase::Deleted {
-                assert_eq!(self.row.port, None);
-                assert_eq!(self.route, None, "its port is given back while a route leads there");
-                assert!(!matches!(self.container, Seen::Ours(_)), "deleted while its container lives");
-            }
-        }
-    }
-
-    fn faults() -> impl Strategy<Value = Vec<(Fault, u8)>> {
-        let fault = prop_oneof![
-            Just(Fault::ContainerRemoved),
-            Just(Fault::ContainerStopped),
-            Just(Fault::ContainerPaused),
-            Just(Fault::ContainerCrashed),
-            Just(Fault::ContainerDead),
-            Just(Fault::HoodieNeverReady),
-            Just(Fault::NameGrabbed),
-            Just(Fault::NameGivenBack),
-            Just(Fault::Deprovisioned),
-            Just(Fault::Provisioned),
-            Just(Fault::PortMoved),
-            Just(Fault::Published),
-            Just(Fault::RouteForgotten),
-            Just(Fault::CrashBeforeManifestWrite),
-            Just(Fault::TimePasses),
-        ];
-        proptest::collection::vec((fault, 0u8..4), 0..40)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
-        #[test]
-        fn any_history_converges(history in faults(), wanted in any::<bool>()) {
-            let mut world = World::new();
-            for (fault, steps) in history {
-                world.suffer(fault);
-                world.assert_invariants();
-                for _ in 0..steps {
-                    world.step(false, false);
-                    world.assert_invariants();
-                }
-            }
-            world.suffer(Fault::NameGivenBack);
-            world.suffer(if wanted { Fault::Provisioned } else { Fault::Deprovisioned });
-            let mut steps = 0;
-            while world.step(false, false) != Step::Settled {
-                world.assert_invariants();
-                steps += 1;
-                prop_assert!(steps < 30, "does not converge: {world:?}");
-            }
-            world.publish();
-            if wanted {
-                prop_assert_eq!(world.row.phase, Phase::Running);
-                prop_assert_eq!(world.route, world.row.port);
-                let current = matches!(&world.container, Seen::Ours(c)
-                    if c.generation == world.row.generation && c.status == Status::Running);
-                prop_assert!(current, "{:?}", world.container);
-            } else {
-                prop_assert_eq!(world.row.phase, Phase::Deleted);
-                prop_assert_eq!(world.route, None);
-                prop_assert!(!matches!(world.container, Seen::Ours(_)));
-            }
-        }
-    }
-
-    #[test]
-    fn a_healthy_instance_is_left_alone() {
-        let mut world = World::new();
-        while world.step(false, false) != Step::Settled {}
-        assert_eq!(world.row.phase, Phase::Running);
-        let before = world.row.clone();
-        assert_eq!(world.step(false, false), Step::Settled);
-        assert_eq!(world.row, before);
-    }
-
-    #[test]
-    fn a_crashing_hoodie_keeps_its_route() {
-        let mut world = World::new();
-        while world.step(false, false) != Step::Settled {}
-        world.suffer(Fault::ContainerCrashed);
-        assert_eq!(world.step(false, false), Step::Advance(Phase::Restarting));
-        assert!(world.row.routable());
-    }
-
-    #[test]
-    fn backoff_doubles_up_to_its_bound() {
-        let (base, max) = (Duration::from_secs(2), Duration::from_secs(300));
-        let seconds: Vec<u64> = (1..=10).map(|n| backoff(n, base, max).as_secs()).collect();
-        assert_eq!(seconds, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
-        assert_eq!(backoff(i32::MAX, base, max), max);
-        assert_eq!(backoff(0, base, max), base);
-    }
-
-    #[test]
-    fn only_a_stable_run_forgives_earlier_failures() {
-        let mut row = Instance { attempts: 3, phase: Phase::Running, ..Instance::example() };
-        let stable = Duration::from_secs(60);
-        let at = |s| DateTime::UNIX_EPOCH + chrono::Duration::seconds(s);
-        assert_eq!(attempts_carried(&row, stable, at(59)), 3);
-        assert_eq!(attempts_carried(&row, stable, at(60)), 0);
-        row.phase = Phase::Ready;
-        assert_eq!(attempts_carried(&row, stable, at(60)), 3);
-    }
-}
+mod tests;

@@ -4,13 +4,13 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::rows::InstanceRow;
 use super::schema::instances;
 use super::{Manifest, ManifestError, events, hosts, names, ports};
-use crate::instance::name::{AppName, Email, Username};
+use crate::instance::name::{AppName, Email, Hostname, Username};
 use crate::instance::{Desired, Instance, Phase};
 
 /// Held by a transaction that takes a port or a name, so that two never choose the same.
@@ -44,13 +44,11 @@ impl Manifest {
     /// [`ManifestError::NoFreePort`] change nothing; others when Postgres can't be asked.
     pub async fn provision(&self, new: &NewInstance) -> Result<Provisioned, ManifestError> {
         let (container, host) = names(self, new)?;
-        let occupied_before = self.occupied_before();
-        let range = self.ports;
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
                 lock_intents(conn).await?;
                 let Some(row) = latest(conn, &new.username, &new.appname).await? else {
-                    let port = ports::lowest_free(conn, range, &self.own_ports, occupied_before).await?;
+                    let port = self.free_port(conn).await?;
                     // Everything else is as the table's own defaults have it.
                     let row: InstanceRow = diesel::insert_into(instances::table)
                         .values((
@@ -63,6 +61,7 @@ impl Manifest {
                             instances::port.eq(port),
                             instances::desired.eq(Desired::Running.as_str()),
                             instances::phase.eq(Phase::Pending.as_str()),
+                            instances::spec.eq(json!(self.spec)),
                         ))
                         .returning(InstanceRow::as_returning())
                         .get_result(conn)
@@ -75,78 +74,143 @@ impl Manifest {
                 if instance.email != new.email {
                     instance = update_email(conn, &instance, &new.email).await?;
                 }
-                if instance.desired == Desired::Running {
-                    return Ok(Provisioned { instance, new: false });
+                match instance.desired {
+                    Desired::Purged => Err(ManifestError::BeingPurged),
+                    Desired::Deleted => {
+                        let instance = self.bring_back(conn, &instance, host.as_str(), "provisioned").await?;
+                        Ok(Provisioned { instance, new: true })
+                    }
+                    // One that rests is there: the first request to it wakes it.
+                    _ => Ok(Provisioned { instance, new: false }),
                 }
-                let port = match instance.port {
-                    Some(port) => i32::from(port),
-                    None => ports::lowest_free(conn, range, &self.own_ports, occupied_before).await?,
-                };
-                // A tombstone starts again at once; what is still on its way out is turned
-                // round by the reconciler, which owns the phase.
-                let phase = if instance.live() { instance.phase } else { Phase::Pending };
-                let extra_hosts = hosts::still_free(conn, &instance, &host, &self.domain).await?;
-                let row: InstanceRow = diesel::update(instances::table.find(instance.id))
-                    .set((
-                        instances::desired.eq(Desired::Running.as_str()),
-                        instances::phase.eq(phase.as_str()),
-                        instances::phase_since.eq(diesel::dsl::now),
-                        instances::generation.eq(instances::generation + 1),
-                        instances::port.eq(port),
-                        instances::host.eq(host.as_str()),
-                        instances::extra_hosts.eq(extra_hosts),
-                        instances::attempts.eq(0),
-                        instances::next_attempt_at.eq(None::<DateTime<Utc>>),
-                        instances::last_error.eq(None::<String>),
-                        instances::last_log.eq(None::<String>),
-                        instances::restored.eq(false),
-                        instances::ready_at.eq(None::<DateTime<Utc>>),
-                        instances::updated_at.eq(diesel::dsl::now),
-                    ))
-                    .returning(InstanceRow::as_returning())
-                    .get_result(conn)
-                    .await
-                    .map_err(name_taken)?;
-                events::append(conn, row.id, "provisioned", json!({ "port": port, "again": true })).await?;
-                Ok(Provisioned { instance: row.try_into()?, new: true })
             })
             .await
         })
         .await
     }
 
-    /// Writes that an instance should be gone, and returns its row; `None` if there never was
-    /// one. Asking again changes nothing.
+    /// Gives a deleted instance another life, with the data that it had.
+    pub(super) async fn bring_back(
+        &self,
+        conn: &mut AsyncPgConnection,
+        instance: &Instance,
+        host: &str,
+        event: &str,
+    ) -> Result<Instance, ManifestError> {
+        let port = match instance.port {
+            Some(port) => i32::from(port),
+            None => self.free_port(conn).await?,
+        };
+        // A tombstone starts again at once; what is still on its way out is turned round by the
+        // reconciler, which owns the phase.
+        let phase = if instance.live() { instance.phase } else { Phase::Pending };
+        let own = Hostname::parse(host).map_err(|_| ManifestError::HostTooLong)?;
+        let extra_hosts = hosts::still_free(conn, instance, &own, &self.domain).await?;
+        let row: InstanceRow = diesel::update(instances::table.find(instance.id))
+            .set((
+                (
+                    instances::desired.eq(Desired::Running.as_str()),
+                    instances::phase.eq(phase.as_str()),
+                    instances::phase_since.eq(diesel::dsl::now),
+                    instances::generation.eq(instances::generation + 1),
+                    instances::port.eq(port),
+                    instances::host.eq(host),
+                    instances::extra_hosts.eq(extra_hosts),
+                ),
+                (
+                    instances::attempts.eq(0),
+                    instances::next_attempt_at.eq(None::<DateTime<Utc>>),
+                    instances::last_error.eq(None::<String>),
+                    instances::last_log.eq(None::<String>),
+                    instances::restored.eq(false),
+                    instances::ready_at.eq(None::<DateTime<Utc>>),
+                    instances::restorable_until.eq(None::<DateTime<Utc>>),
+                    instances::updated_at.eq(diesel::dsl::now),
+                ),
+                (
+                    instances::spec.eq(json!(self.spec)),
+                    instances::next_spec.eq(None::<Value>),
+                    instances::rolling.eq(false),
+                ),
+            ))
+            .returning(InstanceRow::as_returning())
+            .get_result(conn)
+            .await
+            .map_err(name_taken)?;
+        events::append(conn, row.id, event, json!({ "port": port, "again": true })).await?;
+        row.try_into()
+    }
+
+    /// Writes that an instance should be gone, with its data or without, and returns its row;
+    /// `None` if there is none. Asking again changes nothing, but that the data goes, too. What is
+    /// being purged stays so.
     ///
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
-    pub async fn deprovision(&self, username: &Username, appname: &AppName) -> Result<Option<Instance>, ManifestError> {
+    pub async fn deprovision(
+        &self,
+        username: &Username,
+        appname: &AppName,
+        purge: bool,
+    ) -> Result<Option<Instance>, ManifestError> {
+        let desired = if purge { Desired::Purged } else { Desired::Deleted };
         self.run(async |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
                 lock_intents(conn).await?;
                 let Some(row) = latest(conn, username, appname).await? else { return Ok(None) };
                 let instance = Instance::try_from(row)?;
-                if instance.desired == Desired::Deleted {
+                if instance.desired >= desired {
                     return Ok(Some(instance));
                 }
-                let row: InstanceRow = diesel::update(instances::table.find(instance.id))
-                    .set((
-                        instances::desired.eq(Desired::Deleted.as_str()),
-                        instances::generation.eq(instances::generation + 1),
-                        instances::attempts.eq(0),
-                        instances::next_attempt_at.eq(None::<DateTime<Utc>>),
-                        instances::last_error.eq(None::<String>),
-                        instances::updated_at.eq(diesel::dsl::now),
-                    ))
-                    .returning(InstanceRow::as_returning())
-                    .get_result(conn)
-                    .await?;
-                events::append(conn, row.id, "deprovisioned", json!({})).await?;
-                Ok(Some(row.try_into()?))
+                let detail = json!({ "purge": purge });
+                let unlocked = self.take_away(conn, &instance, desired, "deprovisioned", detail).await?;
+                unlocked.ok_or(ManifestError::Stale).map(Some)
             })
             .await
         })
         .await
+    }
+
+    /// Writes that an instance, as it stands here, should be gone. None if it stands otherwise.
+    pub(super) async fn take_away(
+        &self,
+        conn: &mut AsyncPgConnection,
+        instance: &Instance,
+        desired: Desired,
+        event: &str,
+        detail: Value,
+    ) -> Result<Option<Instance>, ManifestError> {
+        // One that is gone already keeps its time.
+        let again = instance.desired.gone();
+        let generation = instance.generation + i64::from(!again);
+        let policy = self.policy.with(&instance.overrides());
+        let until = if again { instance.restorable_until } else { policy.purge_after.from(Utc::now()) };
+        let row: Option<InstanceRow> = diesel::update(instances::table.find(instance.id))
+            .filter(instances::generation.eq(instance.generation))
+            .filter(instances::desired.eq(instance.desired.as_str()))
+            .set((
+                instances::desired.eq(desired.as_str()),
+                instances::generation.eq(generation),
+                instances::restorable_until.eq(until.filter(|_| desired == Desired::Deleted)),
+                instances::attempts.eq(0),
+                instances::next_attempt_at.eq(None::<DateTime<Utc>>),
+                instances::last_error.eq(None::<String>),
+                instances::rolling.eq(false),
+                instances::next_spec.eq(None::<Value>),
+                instances::updated_at.eq(diesel::dsl::now),
+            ))
+            .returning(InstanceRow::as_returning())
+            .get_result(conn)
+            .await
+            .optional()?;
+        let Some(row) = row else { return Ok(None) };
+        events::append(conn, row.id, event, detail).await?;
+        Ok(Some(row.try_into()?))
+    }
+
+    /// The lowest port that nobody has. The caller holds the intent lock.
+    pub(super) async fn free_port(&self, conn: &mut AsyncPgConnection) -> Result<i32, ManifestError> {
+        ports::lowest_free(conn, self.ports, &self.own_ports, self.occupied_before()).await
     }
 }
 

@@ -25,10 +25,15 @@ pub enum Nudge {
     Intent(Uuid),
     /// The reconciler has come further.
     Progress(Uuid),
+    /// Something may have changed for many.
+    Look,
 }
 
 impl Nudge {
     fn parse(payload: &str) -> Option<Self> {
+        if payload == "look" {
+            return Some(Self::Look);
+        }
         let (kind, id) = payload.split_once(' ')?;
         let id = id.parse().ok()?;
         match kind {
@@ -167,6 +172,7 @@ mod tests {
         let id = Uuid::from_u128(7);
         assert_eq!(Nudge::parse(&format!("intent {id}")), Some(Nudge::Intent(id)));
         assert_eq!(Nudge::parse(&format!("progress {id}")), Some(Nudge::Progress(id)));
+        assert_eq!(Nudge::parse("look"), Some(Nudge::Look));
         for bad in ["", "intent", "intent x", "hello 1"] {
             assert_eq!(Nudge::parse(bad), None);
         }

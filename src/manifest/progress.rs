@@ -6,10 +6,12 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::rows::{InstanceRow, Progress};
 use super::schema::instances;
-use super::{Manifest, ManifestError, events, ports};
+use super::{Manifest, ManifestError, events, ports, roll};
+use crate::archive::Archive;
 use crate::instance::{Desired, Instance, Phase};
 
 impl Manifest {
@@ -43,8 +45,122 @@ impl Manifest {
     /// # Errors
     /// As for [`Manifest::advance`].
     pub async fn running(&self, instance: &Instance) -> Result<Instance, ManifestError> {
-        let progress = Progress { observed_generation: Some(instance.generation), ..Progress::default() };
-        self.enter(instance, Phase::Running, progress, json!({})).await
+        let mut progress = Progress { observed_generation: Some(instance.generation), ..Progress::default() };
+        let mut detail = json!({});
+        if instance.rolling {
+            detail = json!({ "rolled": instance.next_spec.as_deref() });
+            progress.spec = Some(instance.next_spec.as_deref().map(|spec| json!(spec)));
+            progress.next_spec = Some(None);
+            progress.rolling = Some(false);
+        }
+        self.enter(instance, Phase::Running, progress, detail).await
+    }
+
+    /// Writes down that the archive has the data from now on, and no volume.
+    ///
+    /// # Errors
+    /// As for [`Manifest::advance`].
+    pub async fn archived(&self, instance: &Instance, archive: &Archive) -> Result<Instance, ManifestError> {
+        let progress = Progress {
+            archive: Some(Some(json!(archive))),
+            attempts: Some(0),
+            next_attempt_at: Some(None),
+            last_error: Some(None),
+            ..Progress::default()
+        };
+        let detail = json!({ "file": archive.file, "bytes": archive.bytes, "sha256": archive.sha256 });
+        self.note(instance, progress, "data archived", detail).await
+    }
+
+    /// Writes down that the volume of `restored`, which the archive was restored into, has the data
+    /// from now on.
+    ///
+    /// # Errors
+    /// As for [`Manifest::advance`].
+    pub async fn unarchived(&self, instance: &Instance, restored: &Instance) -> Result<Instance, ManifestError> {
+        let progress = Progress {
+            archive: Some(None),
+            volume_serial: Some(restored.volume_serial),
+            restored: Some(true),
+            ..Progress::default()
+        };
+        self.note(instance, progress, "data restored", json!({ "volume": restored.volume() })).await
+    }
+
+    /// Writes down that the archive is no good, and the volume has the data still.
+    ///
+    /// # Errors
+    /// As for [`Manifest::advance`].
+    pub async fn archive_lost(&self, instance: &Instance) -> Result<Instance, ManifestError> {
+        let file = instance.archive.as_ref().map(|archive| archive.file.clone());
+        let progress = Progress { archive: Some(None), ..Progress::default() };
+        self.note(instance, progress, "archive lost", json!({ "file": file })).await
+    }
+
+    /// Writes down that a step did not work out, and when it is tried again. The phase stays.
+    ///
+    /// # Errors
+    /// As for [`Manifest::advance`].
+    pub async fn postpone(
+        &self,
+        instance: &Instance,
+        error: &str,
+        next_attempt_at: DateTime<Utc>,
+    ) -> Result<Instance, ManifestError> {
+        let progress = Progress {
+            attempts: Some(instance.attempts.saturating_add(1)),
+            next_attempt_at: Some(Some(next_attempt_at)),
+            last_error: Some(Some(error.to_owned())),
+            ..Progress::default()
+        };
+        self.note(instance, progress, "postponed", json!({ "error": error, "phase": instance.phase.as_str() })).await
+    }
+
+    /// Removes the row of an instance whose data is gone. Only its events stay.
+    ///
+    /// # Errors
+    /// As for [`Manifest::advance`].
+    pub async fn purged(&self, instance: &Instance) -> Result<(), ManifestError> {
+        self.run(async |conn| {
+            conn.transaction::<_, ManifestError, _>(async |conn| {
+                let gone = diesel::delete(instances::table)
+                    .filter(instances::id.eq(instance.id))
+                    .filter(instances::desired.eq(Desired::Purged.as_str()))
+                    .filter(instances::phase.eq(Phase::Deleted.as_str()))
+                    .execute(conn)
+                    .await?;
+                if gone == 0 {
+                    return Err(ManifestError::Stale);
+                }
+                // Nobody else tells those who wait for it: its row is gone.
+                diesel::sql_query("SELECT pg_notify('haas', 'progress ' || $1::text)")
+                    .bind::<diesel::sql_types::Uuid, _>(instance.id)
+                    .execute(conn)
+                    .await?;
+                Ok(events::append(conn, instance.id, "purged", json!({})).await?)
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Writes something down that happened without a change of phase.
+    async fn note(
+        &self,
+        instance: &Instance,
+        progress: Progress,
+        kind: &str,
+        detail: Value,
+    ) -> Result<Instance, ManifestError> {
+        self.run(async move |conn| {
+            conn.transaction::<_, ManifestError, _>(async move |conn| {
+                let row = compare_and_set(conn, instance, progress).await?;
+                events::append(conn, instance.id, kind, detail).await?;
+                row.try_into()
+            })
+            .await
+        })
+        .await
     }
 
     /// Enters `Failed`, to be tried again at `next_attempt_at`.
@@ -58,14 +174,25 @@ impl Manifest {
         last_log: Option<String>,
         next_attempt_at: DateTime<Utc>,
     ) -> Result<Instance, ManifestError> {
-        let progress = Progress {
+        let mut progress = Progress {
             attempts: Some(instance.attempts.saturating_add(1)),
             next_attempt_at: Some(Some(next_attempt_at)),
             last_error: Some(Some(error.to_owned())),
             last_log: Some(last_log),
             ..Progress::default()
         };
-        self.enter(instance, Phase::Failed, progress, json!({ "error": error })).await
+        let mut detail = json!({ "error": error });
+        if let Some(spec) = instance.next_spec.as_deref().filter(|_| instance.rolling) {
+            // What it was made of before is known to work: at once.
+            progress.next_attempt_at = Some(Some(Utc::now()));
+            (progress.next_spec, progress.rolling) = (Some(None), Some(false));
+            // One that was in trouble before says nothing about what it is made of.
+            if instance.attempts == 0 && matches!(instance.phase, Phase::Starting | Phase::Ready) {
+                detail = json!({ "error": error, "rolled back from": spec });
+                return self.enter_halting(instance, Phase::Failed, progress, detail, Some(json!(spec))).await;
+            }
+        }
+        self.enter(instance, Phase::Failed, progress, detail).await
     }
 
     /// Writes down why a step did not work out in a phase that can't become `Failed`: what is
@@ -88,6 +215,7 @@ impl Manifest {
     pub async fn refuse(&self, instance: &Instance, error: &str) -> Result<Instance, ManifestError> {
         let progress = Progress {
             desired: Some(Desired::Deleted.as_str()),
+            restorable_until: Some(self.policy.with(&instance.overrides()).purge_after.from(Utc::now())),
             last_error: Some(Some(error.to_owned())),
             ..Progress::default()
         };
@@ -124,28 +252,33 @@ impl Manifest {
     /// # Errors
     /// As for [`Manifest::advance`].
     pub async fn restored(&self, instance: &Instance) -> Result<Instance, ManifestError> {
-        self.run(async |conn| {
-            conn.transaction::<_, ManifestError, _>(async |conn| {
-                let progress = Progress { restored: Some(true), ..Progress::default() };
-                let row = compare_and_set(conn, instance, progress).await?;
-                events::append(conn, instance.id, "data restored", json!({})).await?;
-                row.try_into()
-            })
-            .await
-        })
-        .await
+        let progress = Progress { restored: Some(true), ..Progress::default() };
+        self.note(instance, progress, "data restored", json!({})).await
     }
 
     async fn enter(
         &self,
         instance: &Instance,
         phase: Phase,
+        progress: Progress,
+        detail: Value,
+    ) -> Result<Instance, ManifestError> {
+        self.enter_halting(instance, phase, progress, detail, None).await
+    }
+
+    /// Enters a phase; in the same transaction nobody else is to be rolled to this spec any more.
+    async fn enter_halting(
+        &self,
+        instance: &Instance,
+        phase: Phase,
         mut progress: Progress,
         mut detail: Value,
+        halted: Option<Value>,
     ) -> Result<Instance, ManifestError> {
         if !instance.phase.may_become(phase) {
             return Err(ManifestError::IllegalTransition { from: instance.phase, to: phase });
         }
+        let refused = progress.desired.is_some();
         progress.phase = Some(phase.as_str());
         progress.phase_since = Some(Utc::now());
         if let Some(fields) = detail.as_object_mut() {
@@ -154,7 +287,11 @@ impl Manifest {
         }
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
-                if phase == Phase::Deleted {
+                if matches!(phase, Phase::Archived | Phase::Deleted) {
+                    if !refused && !is_still_desired(conn, instance).await? {
+                        // It is wanted again, and needs what is given back here.
+                        return Err(ManifestError::Stale);
+                    }
                     progress.port = Some(None);
                     progress.observed_generation = Some(instance.generation);
                     progress.next_attempt_at = Some(None);
@@ -162,8 +299,19 @@ impl Manifest {
                         ports::withhold(conn, port, false).await?;
                     }
                 }
-                let row = compare_and_set(conn, instance, progress).await?;
+                let mut row = compare_and_set(conn, instance, progress).await?;
+                if phase == Phase::Pending && row.rolling != row.next_spec.is_some() {
+                    // What it is made of from here on: as the row says now, not as it was read.
+                    row = diesel::update(instances::table.find(instance.id))
+                        .set(instances::rolling.eq(instances::next_spec.is_not_null()))
+                        .returning(InstanceRow::as_returning())
+                        .get_result(conn)
+                        .await?;
+                }
                 events::append(conn, instance.id, phase.as_str(), detail).await?;
+                if let Some(spec) = halted {
+                    roll::halt(conn, &spec, instance.id).await?;
+                }
                 row.try_into()
             })
             .await
@@ -187,4 +335,17 @@ async fn compare_and_set(
         .await
         .optional()?
         .ok_or(ManifestError::Stale)
+}
+
+/// Whether the row asks for what was read; from here on it is locked.
+async fn is_still_desired(conn: &mut AsyncPgConnection, instance: &Instance) -> Result<bool, ManifestError> {
+    let same: Option<Uuid> = instances::table
+        .filter(instances::id.eq(instance.id))
+        .filter(instances::desired.eq(instance.desired.as_str()))
+        .select(instances::id)
+        .for_update()
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(same.is_some())
 }

@@ -2,6 +2,7 @@
 
 use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::sql_types::Bool;
 use diesel_async::RunQueryDsl;
 use futures_util::TryStreamExt;
 use uuid::Uuid;
@@ -9,8 +10,9 @@ use uuid::Uuid;
 use super::rows::InstanceRow;
 use super::schema::{hosts, instances};
 use super::{Manifest, ManifestError};
+use crate::archive::Archive;
 use crate::instance::name::{AppName, Hostname, Username};
-use crate::instance::{Desired, Instance, Phase, State};
+use crate::instance::{Desired, Instance, Phase, State, volume_name};
 
 /// Which instances a listing shows.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +21,17 @@ pub struct Filter {
     pub username: Option<Username>,
     /// Those in one state only.
     pub state: Option<State>,
+}
+
+/// What has an instance's data.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum DataPlace {
+    /// The Docker volume of this name.
+    Volume(String),
+    /// The file of this name in the folder of archives.
+    Archive(String),
+    /// It is on its way, or the row can't be read: whatever carries its id may have it.
+    Unknown(Uuid),
 }
 
 /// One page of a listing, in the order of (username, appname).
@@ -65,7 +78,7 @@ impl Manifest {
         .await
     }
 
-    /// Every instance that is not a tombstone. A row that can't be read is left out, and its
+    /// Every instance that is not a tombstone, and those that are being purged. A row that can't be read is left out, and its
     /// id returned beside: one bad row must not stop the others.
     ///
     /// # Errors
@@ -75,7 +88,9 @@ impl Manifest {
             let (mut live, mut corrupt) = (Vec::new(), Vec::new());
             // Row by row: ten thousand of them need not be here in both forms.
             let mut rows = instances::table
-                .filter(instances::phase.ne(Phase::Deleted.as_str()))
+                .filter(
+                    instances::phase.ne(Phase::Deleted.as_str()).or(instances::desired.eq(Desired::Purged.as_str())),
+                )
                 .order(instances::created_at)
                 .select(InstanceRow::as_select())
                 .load_stream::<InstanceRow>(conn)
@@ -87,6 +102,67 @@ impl Manifest {
                 }
             }
             Ok((live, corrupt))
+        })
+        .await
+    }
+
+    /// Those whose containers may run, or stand frozen, and those that are about to come up.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn awake(&self) -> Result<Vec<Instance>, ManifestError> {
+        let phases: Vec<&str> = [
+            Phase::Starting,
+            Phase::Ready,
+            Phase::Running,
+            Phase::Restarting,
+            Phase::Draining,
+            Phase::Stopping,
+            Phase::Paused,
+            Phase::Removing,
+        ]
+        .iter()
+        .map(|phase| phase.as_str())
+        .collect();
+        self.run(async move |conn| {
+            let rows: Vec<InstanceRow> = instances::table
+                .filter(instances::phase.eq_any(phases).or(
+                    instances::phase.eq(Phase::Pending.as_str()).and(instances::desired.eq(Desired::Running.as_str())),
+                ))
+                .select(InstanceRow::as_select())
+                .load(conn)
+                .await?;
+            Ok(rows.into_iter().filter_map(|row| Instance::try_from(row).ok()).collect())
+        })
+        .await
+    }
+
+    /// What has the data of every row, tombstones included.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn data_places(&self) -> Result<Vec<DataPlace>, ManifestError> {
+        self.run(async |conn| {
+            type Row = (Uuid, i32, Option<serde_json::Value>, String);
+            let rows: Vec<Row> = instances::table
+                .select((instances::id, instances::volume_serial, instances::archive, instances::phase))
+                .load(conn)
+                .await?;
+            // Where one has come to rest, the row tells. On the way, a copy may become the one that counts.
+            let rests = |phase: &str| {
+                [Phase::Running, Phase::Paused, Phase::Asleep, Phase::Archived, Phase::Deleted]
+                    .iter()
+                    .any(|rest| rest.as_str() == phase)
+            };
+            let place = |(id, serial, archive, phase): Row| match archive {
+                _ if !rests(&phase) => DataPlace::Unknown(id),
+                None => DataPlace::Volume(volume_name(id, serial)),
+                Some(archive) => match serde_json::from_value::<Archive>(archive) {
+                    Ok(archive) => DataPlace::Archive(archive.file),
+                    Err(_) => DataPlace::Unknown(id),
+                },
+            };
+            Ok(rows.into_iter().map(place).collect())
         })
         .await
     }
@@ -111,17 +187,18 @@ impl Manifest {
                 query = query.filter(instances::username.eq(username.as_str().to_owned()));
             }
             if let Some(state) = filter.state {
-                let (running, deleted) = (Desired::Running.as_str(), Desired::Deleted.as_str());
-                let phases = |desired: Desired| -> Vec<&'static str> {
+                let shown = |desired: Desired| -> Vec<&'static str> {
                     let shown = Phase::ALL.iter().filter(|phase| State::of(desired, **phase) == state);
                     shown.map(|phase| phase.as_str()).collect()
                 };
-                query = query.filter(
-                    instances::desired
-                        .eq(running)
-                        .and(instances::phase.eq_any(phases(Desired::Running)))
-                        .or(instances::desired.eq(deleted).and(instances::phase.eq_any(phases(Desired::Deleted)))),
-                );
+                // A pair of columns at a time: which phases show so differs with what is desired.
+                let none: Box<dyn BoxableExpression<instances::table, Pg, SqlType = Bool>> =
+                    Box::new(instances::phase.eq("none at all"));
+                let any = Desired::ALL.iter().fold(none, |any, desired| {
+                    let pair = instances::desired.eq(desired.as_str()).and(instances::phase.eq_any(shown(*desired)));
+                    Box::new(any.or(pair))
+                });
+                query = query.filter(any);
             }
             if let Some((username, appname)) = after {
                 let (username, appname) = (username.as_str().to_owned(), appname.as_str().to_owned());

@@ -2,12 +2,15 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::ManifestError;
 use super::schema::{events, instances};
 use crate::instance::Instance;
 use crate::instance::name::{AppName, ContainerName, Email, Hostname, Username};
+use crate::instance::policy::Overrides;
+use crate::instance::spec::Spec;
 
 /// A row of `instances`, as it stands in the table.
 #[derive(Debug, Queryable, Selectable)]
@@ -34,6 +37,14 @@ pub(super) struct InstanceRow {
     pub updated_at: DateTime<Utc>,
     pub ready_at: Option<DateTime<Utc>>,
     pub extra_hosts: Vec<String>,
+    pub last_used_at: Option<DateTime<Utc>>,
+    pub overrides: Value,
+    pub archive: Option<Value>,
+    pub volume_serial: i32,
+    pub spec: Option<Value>,
+    pub next_spec: Option<Value>,
+    pub rolling: bool,
+    pub restorable_until: Option<DateTime<Utc>>,
 }
 
 impl TryFrom<InstanceRow> for Instance {
@@ -71,6 +82,16 @@ impl TryFrom<InstanceRow> for Instance {
             created_at: row.created_at,
             updated_at: row.updated_at,
             ready_at: row.ready_at,
+            last_used_at: row.last_used_at,
+            overrides: serde_json::from_value(row.overrides)
+                .map(|own: Overrides| (own != Overrides::default()).then(|| Box::new(own)))
+                .map_err(|e| corrupt(&e))?,
+            archive: row.archive.map(serde_json::from_value).transpose().map_err(|e| corrupt(&e))?,
+            volume_serial: row.volume_serial,
+            spec: row.spec.map(Spec::from_json).transpose().map_err(|e| corrupt(&e))?,
+            next_spec: row.next_spec.map(Spec::from_json).transpose().map_err(|e| corrupt(&e))?,
+            rolling: row.rolling,
+            restorable_until: row.restorable_until,
         })
     }
 }
@@ -92,6 +113,12 @@ pub(super) struct Progress {
     pub restored: Option<bool>,
     pub updated_at: Option<DateTime<Utc>>,
     pub ready_at: Option<Option<DateTime<Utc>>>,
+    pub archive: Option<Option<Value>>,
+    pub volume_serial: Option<i32>,
+    pub spec: Option<Option<Value>>,
+    pub next_spec: Option<Option<Value>>,
+    pub rolling: Option<bool>,
+    pub restorable_until: Option<Option<DateTime<Utc>>>,
 }
 
 /// Something that happened to an instance.
@@ -107,5 +134,5 @@ pub struct Event {
     /// What, as one word.
     pub kind: String,
     /// The particulars.
-    pub detail: serde_json::Value,
+    pub detail: Value,
 }

@@ -6,6 +6,7 @@ diesel::table! {
         only_row -> Bool,
         id -> Uuid,
         created_at -> Timestamptz,
+        use_read_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -32,6 +33,14 @@ diesel::table! {
         updated_at -> Timestamptz,
         ready_at -> Nullable<Timestamptz>,
         extra_hosts -> Array<Text>,
+        last_used_at -> Nullable<Timestamptz>,
+        overrides -> Jsonb,
+        archive -> Nullable<Jsonb>,
+        volume_serial -> Integer,
+        spec -> Nullable<Jsonb>,
+        next_spec -> Nullable<Jsonb>,
+        rolling -> Bool,
+        restorable_until -> Nullable<Timestamptz>,
     }
 }
 
@@ -60,4 +69,27 @@ diesel::table! {
     }
 }
 
-diesel::allow_tables_to_appear_in_same_query!(hosts, instances, withheld_ports);
+diesel::table! {
+    notices (id) {
+        id -> Uuid,
+        instance_id -> Uuid,
+        kind -> Text,
+        stay -> Timestamptz,
+        due_at -> Timestamptz,
+        created_at -> Timestamptz,
+        attempts -> Integer,
+        next_attempt_at -> Timestamptz,
+        delivered_at -> Nullable<Timestamptz>,
+        last_error -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    unclaimed (kind, name) {
+        kind -> Text,
+        name -> Text,
+        since -> Timestamptz,
+    }
+}
+
+diesel::allow_tables_to_appear_in_same_query!(hosts, instances, notices, withheld_ports);

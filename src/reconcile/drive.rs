@@ -1,6 +1,8 @@
 //! The executor: takes one instance step by step, until it is settled or has to wait for
 //! something else. All decisions are [`plan`]'s.
 
+pub(super) mod data;
+
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -10,11 +12,13 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::World;
+use super::awake::Room;
 use super::publish::{Published, route};
 use crate::containers::{Containers, ContainersError, DataFound};
 use crate::failpoint::Boundary;
 use crate::haproxy::{Proxy, RouteChange};
 use crate::instance::plan::{Observed, Seen, Step, attempts_carried, backoff, plan};
+use crate::instance::policy::Descent;
 use crate::instance::{Instance, Phase};
 use crate::manifest::ManifestError;
 
@@ -30,6 +34,7 @@ pub(super) const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Steps after which an instance that still is not settled waits for the next look.
 const ROUNDS: usize = 40;
 const DRAIN_POLL: Duration = Duration::from_millis(100);
+const ALL_BUSY: &str = "all that are awake are busy";
 
 /// Why an instance was left before it was settled.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ enum Halt {
     Stale,
     /// The attempt failed.
     Failed(String),
+    /// The step failed, and harms nobody: it is tried again later.
+    Postponed(String),
 }
 
 impl From<ManifestError> for Halt {
@@ -66,7 +73,8 @@ pub(super) async fn drive<C: Containers, P: Proxy>(
     published: Arc<RwLock<Published>>,
     id: Uuid,
 ) -> bool {
-    let Ok(_turn) = world.turns.acquire().await else { return false };
+    let Ok(Some(row)) = world.manifest.get(id).await else { return false };
+    let Ok(_turn) = world.lanes.turns_of(&row).acquire().await else { return false };
     let mut driver = Driver { world: &world, published: &published, place: None };
     let mut changed = false;
     for _ in 0..ROUNDS {
@@ -78,6 +86,7 @@ pub(super) async fn drive<C: Containers, P: Proxy>(
                 return false;
             }
         };
+        world.awake.note(&instance);
         match driver.step(&instance).await {
             Ok(true) => changed = true,
             // Where nothing was done, another look would find nothing else to do.
@@ -87,7 +96,14 @@ pub(super) async fn drive<C: Containers, P: Proxy>(
                 log::warn!(instance:% = id; "{} left alone: {why}", instance.container);
                 return false;
             }
-            Err(Halt::Failed(why)) => return driver.fail(&instance, &why).await,
+            Err(Halt::Failed(why)) => {
+                let written = driver.fail(&instance, &why).await;
+                if let Ok(Some(row)) = world.manifest.get(id).await {
+                    world.awake.note(&row);
+                }
+                return written;
+            }
+            Err(Halt::Postponed(why)) => return driver.postpone(&instance, &why).await,
         }
     }
     log::warn!(instance:% = id; "left alone: it goes round in circles");
@@ -112,10 +128,18 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
             .map_err(|error| Halt::Away(error.to_string()))?;
         let routed = self.published.read().map_or(None, |published| published.routed(instance));
         let now = Utc::now();
-        let step = plan(instance, &Observed { container, routed }, now);
+        let room = self.world.awake.has(instance.id);
+        let step = plan(instance, &Observed { container, routed, room }, now);
         log::debug!(instance:% = instance.id; "{} is {}: {step:?}", instance.container, instance.phase);
-        if matches!(step, Step::Create | Step::Start | Step::AwaitReady(_)) && self.place.is_none() {
-            let place = self.world.starts.acquire().await.map_err(|closed| Halt::Away(closed.to_string()))?;
+        let starts = matches!(step, Step::Create | Step::Start | Step::Restore | Step::AwaitReady(_));
+        if starts && self.place.is_none() {
+            let place = self
+                .world
+                .lanes
+                .starts_of(instance)
+                .acquire()
+                .await
+                .map_err(|closed| Halt::Away(closed.to_string()))?;
             self.place = Some(place);
             // Much may have changed while waiting in line.
             return Ok(true);
@@ -125,8 +149,11 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
             Step::Settled | Step::WaitUntil(_) => return Ok(false),
             // Where there is no lane, or it is not sure of itself, the next publication does it.
             Step::AwaitPublish => return Ok(self.change_route(instance).await),
+            Step::AwaitRoom => return self.await_room(instance).await,
             Step::Advance(phase) => {
-                manifest.advance(instance, phase, carried).await?;
+                let row = manifest.advance(instance, phase, carried).await?;
+                // At once: somebody may be waiting for its place.
+                self.world.awake.note(&row);
                 if instance.phase == Phase::Running && phase == Phase::Pending {
                     log::warn!(instance:% = instance.id; "{} has lost its container; making it again", instance.container);
                 }
@@ -140,10 +167,31 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
                 manifest.running(instance).await?;
                 log::info!(instance:% = instance.id; "{} answers at {}", instance.container, instance.host);
             }
-            Step::Drain => {
-                self.drain(instance).await;
+            Step::Drain(next) => {
+                self.drain(instance).await?;
                 faults.hit(Boundary::Drained).await;
-                manifest.advance(instance, Phase::Removing, carried).await?;
+                manifest.advance(instance, next, carried).await?;
+            }
+            Step::Pause => {
+                containers.pause(instance).await?;
+                faults.hit(Boundary::ContainerPaused).await;
+            }
+            Step::Stop => {
+                containers.stop(instance).await?;
+                faults.hit(Boundary::ContainerStopped).await;
+                log::info!(instance:% = instance.id; "{} is asleep", instance.container);
+            }
+            Step::Archive => self.archive(instance).await?,
+            Step::FreeVolumes => self.free_volumes(instance).await?,
+            Step::Restore => {
+                // Others start meanwhile.
+                let moving = self.world.lanes.restores.acquire().await;
+                let _moving = moving.map_err(|closed| Halt::Away(closed.to_string()))?;
+                self.unarchive(instance).await?;
+            }
+            Step::Purge => {
+                self.purge(instance).await?;
+                return Ok(false);
             }
             Step::Remove => {
                 containers.remove(instance).await?;
@@ -290,23 +338,59 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         Ok(())
     }
 
-    /// Waits until nobody talks to it any more, or the time for that is over.
-    async fn drain(&self, instance: &Instance) {
-        let Some(port) = instance.port else { return };
+    /// Waits until nobody talks to it any more, or the time for that is over. One that is wanted
+    /// again meanwhile is not waited for.
+    async fn drain(&self, instance: &Instance) -> Result<(), Halt> {
+        let Some(port) = instance.port else { return Ok(()) };
         let spent = (Utc::now() - instance.phase_since).to_std().unwrap_or_default();
         let deadline = Instant::now() + self.world.settings.drain_timeout.saturating_sub(spent);
         loop {
-            match self.world.proxy.busy(port).await {
-                Ok(false) => return,
-                Ok(true) if Instant::now() >= deadline => {
+            let busy = self.world.proxy.busy(port).await;
+            // Its routes are gone, but this server may still pass on to it what it has begun.
+            let held = self.world.held.passed_on(instance.id);
+            match busy {
+                Ok(false) if !held => return Ok(()),
+                Ok(_) if Instant::now() >= deadline => {
                     log::info!(instance:% = instance.id; "{}: its last requests are cut off", instance.container);
-                    return;
+                    return Ok(());
                 }
                 Err(error) if Instant::now() >= deadline => {
                     log::warn!(instance:% = instance.id; "{}: drained unseen: {error}", instance.container);
-                    return;
+                    return Ok(());
                 }
                 _ => tokio::time::sleep(DRAIN_POLL).await,
+            }
+            let fresh = self.world.manifest.get(instance.id).await?;
+            if fresh.is_none_or(|row| (row.desired, row.generation) != (instance.desired, instance.generation)) {
+                return Err(Halt::Stale);
+            }
+        }
+    }
+
+    /// Waits for a place among those that are awake. One that is coming back, and for which nobody
+    /// can make room, goes back to where it was.
+    async fn await_room(&self, instance: &Instance) -> Result<bool, Halt> {
+        let room = self.world.make_room(instance).await?;
+        if room == Room::AllBusy && instance.returning() {
+            let step = if instance.archive.is_some() { Descent::Archive } else { Descent::Sleep };
+            self.world.manifest.descend(instance, step, ALL_BUSY).await?;
+            log::warn!(instance:% = instance.id; "{} was not woken: {ALL_BUSY}", instance.container);
+        }
+        // A new one waits for the next look.
+        Ok(room != Room::AllBusy || instance.returning())
+    }
+
+    /// Ends a step that is tried again later.
+    async fn postpone(&self, instance: &Instance, why: &str) -> bool {
+        let settings = &self.world.settings;
+        let rest = backoff(instance.attempts.saturating_add(1), settings.backoff_base, settings.backoff_max);
+        let next = Utc::now() + chrono::Duration::from_std(rest).unwrap_or(chrono::Duration::MAX);
+        log::error!(instance:% = instance.id; "{} stays {}: {why}; next attempt in {rest:?}", instance.container, instance.phase);
+        match self.world.manifest.postpone(instance, why, next).await {
+            Ok(_) | Err(ManifestError::Stale) => true,
+            Err(error) => {
+                log::warn!(instance:% = instance.id; "its failure could not be written down: {error}");
+                false
             }
         }
     }

@@ -46,7 +46,7 @@ mod tests {
             id: id.to_owned(),
             name: format!("name-of-{id}"),
             instance,
-            container: Container { generation: 1, port: None, status: Status::Running },
+            container: Container { generation: 1, port: None, status: Status::Running, spec: None, volume: None },
             created: Utc::now(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -16,15 +16,42 @@ use super::publish::{Published, routes};
 use super::{Nudges, ReconcileError, World};
 use crate::containers::{Containers, ContainersError, Owned};
 use crate::haproxy::{HaproxyError, Moment, Proxy, Publication, Routes};
-use crate::instance::Instance;
 use crate::instance::plan::{Container, Observed, Seen, Step, plan};
+use crate::instance::{Desired, Instance};
 use crate::manifest::ManifestError;
+
+/// How often the policy is followed at least: instances come up meanwhile, and are used.
+const POLICY_LOOK: Duration = Duration::from_secs(5);
+const POLICY_LOOK_MIN: Duration = Duration::from_secs(1);
+/// And while some wait to be rolled.
+const ROLL_LOOK: Duration = Duration::from_millis(500);
+/// How often what no row claims is looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// What a finished task leaves behind.
 pub(super) enum Done {
-    Driven { look_again: bool },
-    Published { routes: Routes, outcome: Result<Publication, HaproxyError> },
+    Driven {
+        look_again: bool,
+    },
+    Published {
+        routes: Routes,
+        outcome: Result<Publication, HaproxyError>,
+    },
     OrphansRemoved,
+    /// The policy was followed; the next step down is due then.
+    PolicyFollowed {
+        due: Option<DateTime<Utc>>,
+    },
+    Swept,
+}
+
+/// What is done for all instances together, one at a time of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Chore {
+    Publish,
+    RemoveOrphans,
+    FollowPolicy,
+    Sweep,
 }
 
 /// The one actor's memory between passes. All of it may be lost at any time.
@@ -36,8 +63,14 @@ pub(super) struct Actor<C, P> {
     tasks: JoinSet<Done>,
     /// Instances that are being worked on, by task.
     driven: HashMap<Id, Uuid>,
-    publishing: bool,
-    removing_orphans: bool,
+    /// What is being done for all of them together.
+    chores: HashSet<Chore>,
+    /// When the next step down is due, as of the last look.
+    step_due: Option<DateTime<Utc>>,
+    policy_followed: Option<Instant>,
+    swept: Option<Instant>,
+    /// Instances with a container under another name.
+    misnamed: HashSet<Uuid>,
     orphans: Orphans,
     corrupt: HashSet<String>,
     image_looked: Option<Instant>,
@@ -52,8 +85,11 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
             published: Arc::default(),
             tasks: JoinSet::new(),
             driven: HashMap::new(),
-            publishing: false,
-            removing_orphans: false,
+            chores: HashSet::new(),
+            step_due: None,
+            policy_followed: None,
+            swept: None,
+            misnamed: HashSet::new(),
             orphans: Orphans::default(),
             corrupt: HashSet::new(),
             image_looked: None,
@@ -83,21 +119,29 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
                 }
             }
             Ok((_, Done::Published { routes, outcome })) => {
-                self.publishing = false;
+                self.chores.remove(&Chore::Publish);
                 if let Ok(mut published) = self.published.write() {
                     self.health.haproxy(published.tried(routes, &outcome));
                 }
                 self.nudges.nudge();
             }
             Ok((_, Done::OrphansRemoved)) => {
-                self.removing_orphans = false;
+                self.chores.remove(&Chore::RemoveOrphans);
                 self.nudges.nudge();
+            }
+            Ok((_, Done::PolicyFollowed { due })) => {
+                self.chores.remove(&Chore::FollowPolicy);
+                self.step_due = due;
+                self.nudges.nudge();
+            }
+            Ok((_, Done::Swept)) => {
+                self.chores.remove(&Chore::Sweep);
             }
             Err(panicked) => {
                 // A bug, of which one instance has the harm: it is looked at again in a while.
                 log::error!("a task of the reconciler failed: {panicked}");
                 if self.driven.remove(&panicked.id()).is_none() {
-                    (self.publishing, self.removing_orphans) = (false, false);
+                    self.chores.clear();
                 }
             }
         }
@@ -109,6 +153,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         if let Ok(mut published) = self.published.write() {
             published.reading();
         }
+        self.world.awake.reading();
         let read = self.world.proxy.now().await;
         let (live, corrupt) = match self.world.manifest.live().await {
             Ok(found) => found,
@@ -119,30 +164,75 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         };
         self.health.postgres(None);
         self.report_corrupt(&corrupt);
+        self.world.awake.sync(&live);
         self.publish(&live, read);
+        let look = self.follow_policy(&live);
         let owned = self.look_at_docker().await;
         self.free_ports().await;
         let owned = owned?;
-        let misnamed = self.remove_orphans(&owned, &live);
+        self.misnamed = self.remove_orphans(&owned, &live);
+        self.sweep();
 
         let by_name: HashMap<&str, &Owned> = owned.iter().map(|owned| (owned.name.as_str(), owned)).collect();
         let now = Utc::now();
         let reload_due = self.published.read().map_or(None, |published| published.due_in());
-        let mut wake = reload_due.map(|rest| now + rest);
+        let mut wake = reload_due.map(|rest| now + rest).into_iter().chain(self.step_due).chain(look).min();
         let driven: HashSet<Uuid> = self.driven.values().copied().collect();
         for instance in &live {
-            if driven.contains(&instance.id) || misnamed.contains(&instance.id) {
+            if driven.contains(&instance.id) || self.misnamed.contains(&instance.id) {
                 continue;
             }
             let container = seen(instance, by_name.get(instance.container.as_str()).copied());
             let routed = self.published.read().map_or(None, |published| published.routed(instance));
-            match plan(instance, &Observed { container, routed }, now) {
+            let room = self.world.awake.has(instance.id);
+            match plan(instance, &Observed { container, routed, room }, now) {
                 Step::Settled | Step::AwaitPublish => {}
                 Step::WaitUntil(at) => wake = Some(wake.map_or(at, |earliest| earliest.min(at))),
                 _ => self.drive(instance.id),
             }
         }
         wake
+    }
+
+    /// Works on those that somebody waits for, without a look at all the others first.
+    pub fn drive_urgent(&mut self) {
+        let driven: HashSet<Uuid> = self.driven.values().copied().collect();
+        for id in self.nudges.take_urgent() {
+            if !driven.contains(&id) && !self.misnamed.contains(&id) {
+                self.drive(id);
+            }
+        }
+    }
+
+    /// Follows the policy when a step may be due: it needs the rows, and then HAProxy's word.
+    /// Says when it has to be looked at again soon.
+    fn follow_policy(&mut self, live: &[Instance]) -> Option<DateTime<Utc>> {
+        let rolls = live.iter().any(|row| row.next_spec.is_some() && row.desired == Desired::Running);
+        let look = if rolls { ROLL_LOOK } else { self.world.settings.period.clamp(POLICY_LOOK_MIN, POLICY_LOOK) };
+        let due = self.step_due.is_some_and(|due| due <= Utc::now())
+            || self.policy_followed.is_none_or(|at| at.elapsed() >= look);
+        let next_look = rolls.then(|| Utc::now() + ROLL_LOOK);
+        if !due || !self.chores.insert(Chore::FollowPolicy) {
+            return next_look;
+        }
+        (self.step_due, self.policy_followed) = (None, Some(Instant::now()));
+        let (world, round) = (Arc::clone(&self.world), self.world.policy_round(live));
+        self.tasks.spawn(async move { Done::PolicyFollowed { due: world.follow_policy(round).await } });
+        next_look
+    }
+
+    /// Looks for what no row claims, every now and then.
+    fn sweep(&mut self) {
+        let recent = self.swept.is_some_and(|at| at.elapsed() < SWEEP_EVERY);
+        if recent || !self.chores.insert(Chore::Sweep) {
+            return;
+        }
+        self.swept = Some(Instant::now());
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            world.sweep().await;
+            Done::Swept
+        });
     }
 
     fn drive(&mut self, id: Uuid) {
@@ -152,7 +242,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
     }
 
     fn publish(&mut self, live: &[Instance], read: Moment) {
-        if self.publishing {
+        if self.chores.contains(&Chore::Publish) {
             return;
         }
         let wanted = routes(live);
@@ -165,7 +255,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         }
         published.trying(&wanted);
         drop(published);
-        self.publishing = true;
+        self.chores.insert(Chore::Publish);
         let world = Arc::clone(&self.world);
         self.tasks.spawn(async move {
             let outcome = world.proxy.publish(&wanted, read).await;
@@ -214,10 +304,9 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         let ids = misnamed.iter().filter_map(|owned| owned.instance).collect();
         let renamed: HashSet<String> = misnamed.iter().map(|owned| owned.id.clone()).collect();
         due.extend(misnamed);
-        if due.is_empty() || self.removing_orphans {
+        if due.is_empty() || !self.chores.insert(Chore::RemoveOrphans) {
             return ids;
         }
-        self.removing_orphans = true;
         let world = Arc::clone(&self.world);
         self.tasks.spawn(async move {
             for orphan in due {
@@ -297,7 +386,7 @@ pub async fn dry_run<C: Containers, P: Proxy>(
     for instance in live {
         let container = world.containers.inspect(&instance).await?;
         let routed = routed(&instance);
-        match plan(&instance, &Observed { container, routed }, now) {
+        match plan(&instance, &Observed { container, routed, room: true }, now) {
             Step::Settled => {}
             step => planned.push(Planned { instance, step }),
         }

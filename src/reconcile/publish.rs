@@ -62,6 +62,10 @@ impl Published {
 
     /// Whether HAProxy sends requests for an instance to it; none while that is not known.
     pub fn routed(&self, instance: &Instance) -> Option<bool> {
+        if instance.port.is_none() {
+            // It was given back when nothing led there any more.
+            return Some(false);
+        }
         let confirmed = self.confirmed(instance)?;
         if self.doubtful.contains_key(&instance.port?) {
             return None;

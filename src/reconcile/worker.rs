@@ -13,12 +13,16 @@ use super::pass::{Actor, look_at_image};
 use super::{Nudges, ReconcileError, World};
 use crate::containers::{Containers, ContainersError};
 use crate::haproxy::Proxy;
+use crate::instance::policy::TimeLimit;
 use crate::manifest::{Leader, ManifestError, Nudge, watch};
 
 /// How soon something that is away is looked for again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two passes at least, so that a flood of nudges becomes one look.
 const BREATH: Duration = Duration::from_millis(10);
+/// How often HAProxy is asked who is used, at least and at most.
+const USES_LOOK: Duration = Duration::from_secs(30);
+const USES_LOOK_MIN: Duration = Duration::from_millis(250);
 
 /// The reconciler of one server.
 pub struct Worker<C, P> {
@@ -46,9 +50,10 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
             let on_nudge = |nudge| match nudge {
                 Nudge::Intent(id) => {
                     self.nudges.changed(id);
-                    self.nudges.nudge();
+                    self.nudges.nudge_for(id);
                 }
                 Nudge::Progress(id) => self.nudges.changed(id),
+                Nudge::Look => self.nudges.nudge(),
             };
             // What changed before it was listened for is found by a look.
             let Err(error) = watch(&self.database_url, || self.nudges.nudge(), on_nudge).await;
@@ -82,10 +87,29 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
     /// Acts until the lock may be lost. What is under way is dropped with the actor.
     async fn act(&self, leader: Leader) -> ManifestError {
         self.world.proxy.forget().await;
+        match self.world.manifest.use_read_at().await {
+            Ok(read_at) => self.world.uses.begin(read_at, Utc::now()),
+            Err(error) => return error,
+        }
         let mut actor = Actor::new(Arc::clone(&self.world), self.health.clone(), self.nudges.clone());
         tokio::select! {
             lost = leader.hold() => lost,
             never = self.passes(&mut actor) => match never {},
+            never = self.watch_uses() => match never {},
+            never = self.world.tell_owners() => match never {},
+        }
+    }
+
+    /// HAProxy remembers who was used for a minute: it is asked often enough to miss nobody.
+    async fn watch_uses(&self) -> Infallible {
+        let settings = &self.world.settings;
+        let quarter = match settings.policy.idle_after {
+            TimeLimit::After(time) => time / 4,
+            TimeLimit::Never => USES_LOOK,
+        };
+        loop {
+            self.world.read_uses().await;
+            sleep(quarter.clamp(USES_LOOK_MIN, USES_LOOK)).await;
         }
     }
 
@@ -108,6 +132,7 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
                 tokio::select! {
                     biased;
                     () = actor.finished() => {}
+                    () = self.nudges.urgent() => actor.drive_urgent(),
                     () = self.nudges.nudged(), if Instant::now() >= rested => break,
                     () = sleep_until(rested), if Instant::now() < rested => {}
                     () = sleep_until(next) => break,

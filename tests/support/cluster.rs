@@ -38,6 +38,7 @@ impl Cluster {
             ("haproxy.stats_socket".to_owned(), Value::String(layout.stats_socket().display().to_string())),
             ("http.listen".to_owned(), Value::String(format!("unix:{}", layout.control_socket().display()))),
             ("secrets.dir".to_owned(), Value::String(layout.secrets_dir().display().to_string())),
+            ("lifecycle.archive_dir".to_owned(), Value::String(layout.archive_dir().display().to_string())),
         ]);
         for (name, value) in settings {
             overrides.insert((*name).to_owned(), Value::String((*value).to_owned()));

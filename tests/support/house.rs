@@ -81,7 +81,7 @@ impl House {
 
     pub async fn deprovision(&self, user: &str) {
         let (username, appname) = (Username::parse(user).unwrap(), AppName::parse(APP).unwrap());
-        self.manifest.deprovision(&username, &appname).await.unwrap().unwrap();
+        self.manifest.deprovision(&username, &appname, false).await.unwrap().unwrap();
     }
 
     pub async fn comes_to_be(&self, id: Uuid, phase: Phase) {

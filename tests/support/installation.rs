@@ -224,6 +224,20 @@ impl Installation {
         answer.json().await.unwrap()
     }
 
+    /// Waits until callers see it in this state.
+    pub async fn comes_to_be(&self, user: &str, app: &str, state: &str) {
+        eventually(&format!("{user}/{app} is {state}"), Duration::from_secs(30), || async {
+            (self.instance(user, app).await["state"] == state).then_some(())
+        })
+        .await;
+    }
+
+    /// A command about one instance, which has to work.
+    pub async fn order(&self, command: &str, user: &str, app: &str) {
+        let (code, output, errors) = self.haas(&[command, &self.user(user), app]).await;
+        assert_eq!(code, 0, "haas {command}: {output}{errors}\n{}", self.log());
+    }
+
     /// Waits until the Hoodie answers through HAProxy and the manifest says so.
     pub async fn running_again(&self, user: &str, app: &str, limit: Duration) {
         eventually(&format!("{user}/{app} runs"), limit, || async {

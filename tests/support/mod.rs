@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod cluster;
+pub mod echo;
 pub mod hoodie;
 pub mod house;
 pub mod installation;

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use chrono::DateTime;
-use haas::containers::{Containers, ContainersError, DataFound, Owned};
+use futures_util::stream::BoxStream;
+use haas::containers::{Containers, ContainersError, Data, DataFound, Owned, OwnedVolume};
 use haas::instance::Instance;
 use haas::instance::plan::{Container, Seen, Status};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -27,13 +29,17 @@ struct Tenant {
 impl Tenants {
     /// A container that was there before, and that nobody asks for anything.
     pub fn settled(&self, instance: Uuid, name: String, port: u16) {
-        let container = Container { generation: 1, port: Some(port), status: Status::Running };
+        let container = container(1, Some(port), Status::Running);
         self.all().insert(name, Tenant { instance, container, server: None });
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<String, Tenant>> {
         self.0.lock().unwrap()
     }
+}
+
+fn container(generation: i64, port: Option<u16>, status: Status) -> Container {
+    Container { generation, port, status, spec: None, volume: None }
 }
 
 impl Containers for Tenants {
@@ -58,7 +64,7 @@ impl Containers for Tenants {
     }
 
     async fn create(&self, instance: &Instance) -> Result<(), ContainersError> {
-        let container = Container { generation: instance.generation, port: instance.port, status: Status::Stopped };
+        let container = container(instance.generation, instance.port, Status::Stopped);
         let tenant = Tenant { instance: instance.id, container, server: None };
         self.all().insert(instance.container.to_string(), tenant);
         Ok(())
@@ -72,6 +78,54 @@ impl Containers for Tenants {
             tenant.container.status = Status::Running;
             tenant.server = Some(server);
         }
+        Ok(())
+    }
+
+    async fn pause(&self, _: &Instance) -> Result<(), ContainersError> {
+        Err(ContainersError::Refused("stubs are not paused".to_owned()))
+    }
+
+    async fn stop(&self, instance: &Instance) -> Result<(), ContainersError> {
+        if let Some(tenant) = self.all().get_mut(instance.container.as_str()) {
+            tenant.container.status = Status::Stopped;
+            tenant.server = None;
+        }
+        Ok(())
+    }
+
+    async fn read_data(&self, _: &Instance) -> Result<Data, ContainersError> {
+        Err(ContainersError::Refused("stubs have no data".to_owned()))
+    }
+
+    async fn write_data(
+        &self,
+        _: &Instance,
+        _: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> Result<(), ContainersError> {
+        Err(ContainersError::Refused("stubs have no data".to_owned()))
+    }
+
+    async fn remove_volumes(&self, _: Uuid, _: Option<&str>) -> Result<(), ContainersError> {
+        Ok(())
+    }
+
+    async fn has_volume(&self, _: &str) -> Result<bool, ContainersError> {
+        Ok(true)
+    }
+
+    async fn volumes(&self) -> Result<Vec<OwnedVolume>, ContainersError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_volume(&self, _: &str) -> Result<(), ContainersError> {
+        Ok(())
+    }
+
+    async fn stray_networks(&self) -> Result<Vec<String>, ContainersError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_network(&self, _: &str) -> Result<(), ContainersError> {
         Ok(())
     }
 

@@ -65,8 +65,14 @@ pub(super) enum InLine {
     No,
 }
 
-/// Compares a worker's map, repairs it, and compares once more. One that has left is in line.
-pub(super) async fn bring_in_line(master: &Master, worker: &Worker, entries: &Entries) -> Result<InLine, HaproxyError> {
+/// Compares a worker's map, repairs it, and compares once more. One that has left is in line. With
+/// `news` it is no surprise that it differs.
+pub(super) async fn bring_in_line(
+    master: &Master,
+    worker: &Worker,
+    entries: &Entries,
+    news: bool,
+) -> Result<InLine, HaproxyError> {
     let gone = if worker.current { InLine::No } else { InLine::Already };
     let Some(present) = show_map(master, worker).await? else { return Ok(gone) };
     let repair_by = repair(&parse_map(&present), entries);
@@ -75,7 +81,7 @@ pub(super) async fn bring_in_line(master: &Master, worker: &Worker, entries: &En
     if repair_by == Repair::Nothing {
         return Ok(InLine::Already);
     }
-    if worker.current && !empty {
+    if worker.current && !empty && !news {
         log::info!("HAProxy's map differs from the manifest; repairing it");
     }
     match repair_by {

@@ -1,0 +1,303 @@
+//! The way down and the way back, as intent: by the policy, by commands, and by the first request
+//! to an app that rests.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncConnection, RunQueryDsl};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::intents::{latest, lock_intents, name_taken};
+use super::rows::InstanceRow;
+use super::schema::{installation, instances};
+use super::{Manifest, ManifestError, NewInstance, events, names};
+use crate::archive::Archive;
+use crate::instance::name::{AppName, Username};
+use crate::instance::policy::{Descent, Overrides};
+use crate::instance::{Desired, Instance, Phase};
+
+/// What became of a wish to have a deleted instance back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// The row as it stands now.
+    pub instance: Instance,
+    /// Whether this request is what brought it back.
+    pub new: bool,
+}
+
+impl Manifest {
+    /// Writes that an instance should be one step further down, and why. It is left alone if it
+    /// is not as it stands here any more.
+    ///
+    /// # Errors
+    /// [`ManifestError::Stale`] when the row has changed; others when Postgres can't be asked.
+    pub async fn descend(&self, instance: &Instance, step: Descent, why: &str) -> Result<Instance, ManifestError> {
+        let desired = step.desired();
+        let detail = json!({ "why": why, "from": instance.phase.as_str() });
+        self.run(async move |conn| {
+            conn.transaction::<_, ManifestError, _>(async move |conn| {
+                let same: Option<Uuid> = instances::table
+                    .filter(instances::id.eq(instance.id))
+                    .filter(instances::phase.eq(instance.phase.as_str()))
+                    .filter(instances::phase_since.eq(instance.phase_since))
+                    .filter(instances::desired.eq(instance.desired.as_str()))
+                    // Its times are those that were looked at, too.
+                    .filter(instances::overrides.eq(json!(instance.overrides())))
+                    .filter(instances::restorable_until.is_not_distinct_from(instance.restorable_until))
+                    .select(instances::id)
+                    .for_update()
+                    .first(conn)
+                    .await
+                    .optional()?;
+                if same.is_none() {
+                    return Err(ManifestError::Stale);
+                }
+                if desired.gone() {
+                    let gone = self.take_away(conn, instance, desired, &step.to_string(), detail).await?;
+                    return gone.ok_or(ManifestError::Stale);
+                }
+                let row: InstanceRow = diesel::update(instances::table.find(instance.id))
+                    .filter(instances::generation.eq(instance.generation))
+                    .set((
+                        instances::desired.eq(desired.as_str()),
+                        instances::attempts.eq(0),
+                        instances::next_attempt_at.eq(None::<DateTime<Utc>>),
+                        instances::rolling.eq(false),
+                        instances::updated_at.eq(diesel::dsl::now),
+                    ))
+                    .returning(InstanceRow::as_returning())
+                    .get_result(conn)
+                    .await
+                    .optional()?
+                    .ok_or(ManifestError::Stale)?;
+                events::append(conn, row.id, &step.to_string(), detail).await?;
+                row.try_into()
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Writes that an instance that rests should run; one that does not rest is left as it is.
+    /// `None` if it is gone. However many ask, it is woken once.
+    ///
+    /// # Errors
+    /// [`ManifestError::NoFreePort`] when an archived one can't have a port; others when Postgres
+    /// can't be asked.
+    pub async fn wake(&self, id: Uuid, why: &str) -> Result<Option<Instance>, ManifestError> {
+        self.run(async move |conn| {
+            conn.transaction::<_, ManifestError, _>(async move |conn| {
+                lock_intents(conn).await?;
+                let row: Option<InstanceRow> = instances::table
+                    .find(id)
+                    .select(InstanceRow::as_select())
+                    .for_update()
+                    .first(conn)
+                    .await
+                    .optional()?;
+                let Some(row) = row else { return Ok(None) };
+                let instance = Instance::try_from(row)?;
+                if !instance.desired.resting() {
+                    return Ok(Some(instance).filter(|instance| !instance.desired.gone()));
+                }
+                let port = match instance.port {
+                    Some(port) => i32::from(port),
+                    None => self.free_port(conn).await?,
+                };
+                let row: InstanceRow = diesel::update(instances::table.find(id))
+                    .set((
+                        instances::desired.eq(Desired::Running.as_str()),
+                        instances::port.eq(port),
+                        instances::attempts.eq(0),
+                        instances::next_attempt_at.eq(None::<DateTime<Utc>>),
+                        instances::last_error.eq(None::<String>),
+                        instances::last_used_at.eq(Utc::now()),
+                        instances::updated_at.eq(diesel::dsl::now),
+                    ))
+                    .returning(InstanceRow::as_returning())
+                    .get_result(conn)
+                    .await?;
+                events::append(conn, id, "wake", json!({ "why": why, "from": instance.phase.as_str() })).await?;
+                Ok(Some(row.try_into()?))
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Writes that a deleted instance should run again, with its data; one that was not deleted is
+    /// left as it is. `None` if there is none.
+    ///
+    /// # Errors
+    /// [`ManifestError::NameTaken`], [`ManifestError::NoFreePort`] and
+    /// [`ManifestError::BeingPurged`] change nothing; others when Postgres can't be asked.
+    pub async fn restore(&self, username: &Username, appname: &AppName) -> Result<Option<Restored>, ManifestError> {
+        self.run(async |conn| {
+            conn.transaction::<_, ManifestError, _>(async |conn| {
+                lock_intents(conn).await?;
+                let Some(row) = latest(conn, username, appname).await? else { return Ok(None) };
+                let instance = Instance::try_from(row)?;
+                match instance.desired {
+                    Desired::Purged => Err(ManifestError::BeingPurged),
+                    Desired::Deleted => {
+                        let host = self.host_pattern.host(username, appname, &self.domain);
+                        let host = host.map_err(|_| ManifestError::HostTooLong)?;
+                        let instance = self.bring_back(conn, &instance, host.as_str(), "restored").await?;
+                        Ok(Some(Restored { instance, new: true }))
+                    }
+                    _ => Ok(Some(Restored { instance, new: false })),
+                }
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Writes an instance whose data is in this archive; it is unpacked and started.
+    ///
+    /// # Errors
+    /// [`ManifestError::Exists`] when there is one, or a tombstone, of this name;
+    /// [`ManifestError::NameTaken`], [`ManifestError::NoFreePort`]; others when Postgres can't be asked.
+    pub async fn import(&self, id: Uuid, new: &NewInstance, archive: &Archive) -> Result<Instance, ManifestError> {
+        let (container, host) = names(self, new)?;
+        self.run(async move |conn| {
+            conn.transaction::<_, ManifestError, _>(async |conn| {
+                lock_intents(conn).await?;
+                if latest(conn, &new.username, &new.appname).await?.is_some() {
+                    return Err(ManifestError::Exists);
+                }
+                let port = self.free_port(conn).await?;
+                let row: InstanceRow = diesel::insert_into(instances::table)
+                    .values((
+                        instances::id.eq(id),
+                        instances::username.eq(new.username.as_str()),
+                        instances::appname.eq(new.appname.as_str()),
+                        instances::email.eq(new.email.as_str()),
+                        instances::host.eq(host.as_str()),
+                        instances::container_name.eq(container.as_str()),
+                        instances::port.eq(port),
+                        instances::desired.eq(Desired::Running.as_str()),
+                        instances::phase.eq(Phase::Pending.as_str()),
+                        instances::archive.eq(json!(archive)),
+                        instances::spec.eq(json!(self.spec)),
+                    ))
+                    .returning(InstanceRow::as_returning())
+                    .get_result(conn)
+                    .await
+                    .map_err(name_taken)?;
+                events::append(conn, id, "imported", json!({ "file": archive.file, "port": port })).await?;
+                row.try_into()
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Changes where an instance departs from the policy, and returns its row; `None` if there is
+    /// none. A tombstone's time to be restored is counted anew.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn set_overrides(
+        &self,
+        username: &Username,
+        appname: &AppName,
+        change: impl FnOnce(&mut Overrides) + Send,
+    ) -> Result<Option<Instance>, ManifestError> {
+        self.run(async move |conn| {
+            conn.transaction::<_, ManifestError, _>(async move |conn| {
+                lock_intents(conn).await?;
+                let Some(row) = latest(conn, username, appname).await? else { return Ok(None) };
+                let instance = Instance::try_from(row)?;
+                let before = instance.overrides();
+                let mut overrides = before;
+                change(&mut overrides);
+                if overrides == before {
+                    return Ok(Some(instance));
+                }
+                let mut until = instance.restorable_until;
+                if overrides.purge_after != before.purge_after && instance.desired == Desired::Deleted {
+                    let since = if instance.phase == Phase::Deleted { instance.phase_since } else { Utc::now() };
+                    until = self.policy.with(&overrides).purge_after.from(since);
+                }
+                let row: InstanceRow = diesel::update(instances::table.find(instance.id))
+                    .set((
+                        instances::overrides.eq(json!(overrides)),
+                        instances::restorable_until.eq(until),
+                        instances::updated_at.eq(diesel::dsl::now),
+                    ))
+                    .returning(InstanceRow::as_returning())
+                    .get_result(conn)
+                    .await?;
+                events::append(conn, instance.id, "policy changed", json!(overrides)).await?;
+                Ok(Some(row.try_into()?))
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Writes down when instances were last used, and until when that is known of all of them.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn note_use(
+        &self,
+        uses: &[(Uuid, DateTime<Utc>)],
+        read_at: Option<DateTime<Utc>>,
+    ) -> Result<(), ManifestError> {
+        let ids: Vec<Uuid> = uses.iter().map(|(id, _)| *id).collect();
+        let times: Vec<DateTime<Utc>> = uses.iter().map(|(_, at)| *at).collect();
+        self.run(async move |conn| {
+            conn.transaction::<_, ManifestError, _>(async move |conn| {
+                if !ids.is_empty() {
+                    diesel::sql_query(
+                        "UPDATE instances SET last_used_at = used.at FROM unnest($1, $2) AS used (id, at)
+                         WHERE instances.id = used.id AND (last_used_at IS NULL OR last_used_at < used.at)",
+                    )
+                    .bind::<Array<SqlUuid>, _>(&ids)
+                    .bind::<Array<Timestamptz>, _>(&times)
+                    .execute(conn)
+                    .await?;
+                }
+                if let Some(read_at) = read_at {
+                    diesel::update(installation::table)
+                        .set(installation::use_read_at.eq(read_at))
+                        .execute(conn)
+                        .await?;
+                }
+                Ok(())
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Until when it is known who was used.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn use_read_at(&self) -> Result<Option<DateTime<Utc>>, ManifestError> {
+        self.run(async |conn| Ok(installation::table.select(installation::use_read_at).first(conn).await?)).await
+    }
+
+    /// Tombstones whose time is over before this moment, the earliest first.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn tombstones(&self, before: DateTime<Utc>) -> Result<Vec<Instance>, ManifestError> {
+        self.run(async move |conn| {
+            let rows: Vec<InstanceRow> = instances::table
+                .filter(instances::phase.eq(Phase::Deleted.as_str()))
+                .filter(instances::desired.eq(Desired::Deleted.as_str()))
+                .filter(instances::restorable_until.le(before))
+                .order(instances::restorable_until)
+                .select(InstanceRow::as_select())
+                .load(conn)
+                .await?;
+            Ok(rows.into_iter().filter_map(|row| Instance::try_from(row).ok()).collect())
+        })
+        .await
+    }
+}
