@@ -50,13 +50,18 @@ async fn page(arguments: &[&str]) -> Output {
 async fn a_page_signs_up_stores_and_syncs_from_its_own_origin_and_from_another() {
     let image = Image::tag(format!("{}-hoodie", support::unique())).await;
     // Above what the page itself asks for, and soon reached by a loop.
-    let settings = format!("[tenant]\nimage = \"{}\"\n[haproxy]\napp_request_rate = 40", image.0);
+    let settings = format!(
+        "[tenant]\nimage = \"{}\"\n[haproxy]\napp_request_rate = 40\n[lifecycle]\nwake_timeout = \"5s\"",
+        image.0
+    );
     let mut haas = Installation::prepared(&settings);
     haas.https = Some(haas.ports.spare);
     haas.start().await;
 
     haas.provision("alice", "notes").await;
     haas.provision("alice", "busy").await;
+    haas.provision("alice", "sleeper").await;
+    haas.order("sleep", "alice", "sleeper").await;
     image.silence().await;
     let url = format!("http://127.0.0.1:{}/provision", haas.ports.http);
     let request = haas.client.post(url).header("host", "haas.localhost").header("prefer", "respond-async");
@@ -67,10 +72,11 @@ async fn a_page_signs_up_stores_and_syncs_from_its_own_origin_and_from_another()
     let at = |app: &str| endpoint.replacen("://notes.", &format!("://{app}."), 1);
     let (missing, late) = (format!("404={}", at("nobody")), format!("503={}", at("late")));
     let busy = format!("429={}", at("busy"));
+    let sleeper = format!("401={}account/api/session", at("sleeper"));
     let work = haas.dir.path().join("browser").display().to_string();
     let ca = haas.layout.dir().join("tls/ca.pem").display().to_string();
     let mut arguments = vec!["--endpoint", &endpoint, "--work", &work, "--screenshots", env!("CARGO_TARGET_TMPDIR")];
-    arguments.extend(["--answer", &missing, "--answer", &late, "--hammer", &busy]);
+    arguments.extend(["--wake", &sleeper, "--answer", &missing, "--answer", &late, "--hammer", &busy]);
     assert!(endpoint.starts_with("https://"), "{endpoint}");
     arguments.extend(["--ca", &ca]);
     let output = page(&arguments).await;
@@ -90,8 +96,11 @@ async fn a_page_signs_up_stores_and_syncs_from_its_own_origin_and_from_another()
         assert_eq!(flow["syncedBack"]["text"], format!("from {from}, second profile"), "{flow}");
     }
     let kinds = ["no-such-app", "not-ready", "too-many-requests"];
-    assert_eq!(seen["answers"].as_array().unwrap().len(), kinds.len());
-    for (answer, kind) in seen["answers"].as_array().unwrap().iter().zip(kinds) {
+    let (woken, refused) = seen["answers"].as_array().unwrap().split_first().unwrap();
+    assert_eq!(woken["status"], 401, "its Hoodie has answered, slowly");
+    assert_eq!(haas.instance("alice", "sleeper").await["state"], "running");
+    assert_eq!(refused.len(), kinds.len());
+    for (answer, kind) in refused.iter().zip(kinds) {
         for way in ["plain", "preflighted"] {
             assert_eq!(answer[way]["problem"]["type"], format!("urn:haas:problem:{kind}"), "{answer}");
         }

@@ -51,6 +51,9 @@ async fn the_engine_restarted_heals_and_no_app_misses_a_request() {
     let haas = Installation::up_with("[http]\nwait = \"3s\"\n[reconcile]\nperiod = \"2s\"").await;
     let alice = haas.provision("alice", "notes").await;
     alice.sign_up("carol").await;
+    let sleeper = haas.provision("sleeper", "notes").await;
+    sleeper.sign_up("dave").await;
+    haas.order("sleep", "sleeper", "notes").await;
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let probing = tokio::spawn({
         let alice = alice.clone();
@@ -86,5 +89,8 @@ async fn the_engine_restarted_heals_and_no_app_misses_a_request() {
     let (asked, failed) = probing.await.unwrap();
     assert!(asked > 20 && failed.is_empty(), "{} of {asked} failed: {failed:?}", failed.len());
     assert!(alice.knows("carol").await);
-    assert_eq!(haas.containers().await.len(), 2);
+    assert_eq!(haas.containers().await.len(), 3);
+    // Who slept, sleeps on.
+    assert_eq!(haas.instance("sleeper", "notes").await["state"], "asleep");
+    assert!(sleeper.knows("dave").await);
 }

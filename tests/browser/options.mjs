@@ -11,6 +11,7 @@ export const { values: options } = parseArgs({
     ca: text,
     answer: { ...text, multiple: true, default: [] },
     hammer: { ...text, multiple: true, default: [] },
+    wake: { ...text, multiple: true, default: [] },
     work: text,
     screenshots: text,
     limit: { ...text, default: '150' }
@@ -19,7 +20,7 @@ export const { values: options } = parseArgs({
 if (!options.endpoint) throw new Error('--endpoint is missing')
 
 /** The answers that are wanted: which option it was, the status and the URL. */
-export const wanted = ['answer', 'hammer'].flatMap((option) => options[option].map((value) => {
+export const wanted = ['wake', 'answer', 'hammer'].flatMap((option) => options[option].map((value) => {
   const [, status, url] = /^(\d{3})=(.+)$/.exec(value) ?? []
   if (!url) throw new Error(`--${option} ${value}: it takes STATUS=URL`)
   return { option, status: Number(status), url }

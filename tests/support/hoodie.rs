@@ -1,5 +1,9 @@
 //! A Hoodie's own client, as far as the tests need it: accounts, through HAProxy.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -58,5 +62,35 @@ impl Hoodie {
         let body = json!({ "data": { "type": "session",
             "attributes": { "username": name, "password": password } } });
         self.put("/hoodie/account/api/session", body).await
+    }
+}
+
+/// A request whose body goes on until it is told to end.
+pub struct OpenRequest {
+    end: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<u16>,
+}
+
+impl OpenRequest {
+    pub fn start(hoodie: &Hoodie) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let body = futures_util::stream::unfold((Arc::clone(&end), false), |(end, over)| async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let last = end.load(Ordering::SeqCst);
+            (!over).then_some((Ok::<_, std::io::Error>(if last { "{}" } else { " " }), (end, last)))
+        });
+        let request = hoodie.client.put(hoodie.url("/hoodie/account/api/session")).header("host", &hoodie.host);
+        let request = request.header("content-type", "application/vnd.api+json");
+        let request = request.body(reqwest::Body::wrap_stream(body));
+        Self { end, task: tokio::spawn(async move { request.send().await.unwrap().status().as_u16() }) }
+    }
+
+    pub fn is_open(&self) -> bool {
+        !self.task.is_finished()
+    }
+
+    pub async fn answered(self) -> u16 {
+        self.end.store(true, Ordering::SeqCst);
+        self.task.await.unwrap()
     }
 }

@@ -1,0 +1,228 @@
+//! Data on its way into an archive and back: whatever goes wrong, the newest good copy stays where
+//! it is, and somebody says so.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::eventually;
+use support::installation::{Installation, docker};
+
+const LIMIT: Duration = Duration::from_mins(1);
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+async fn volumes(haas: &Installation) -> Vec<String> {
+    let filter = format!("label=haas.installation={}", haas.sql("SELECT id FROM installation").await);
+    docker(&["volume", "ls", "-q", "--filter", &filter]).await.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn deprovisioned_restored_with_its_data_and_purged() {
+    let haas = Installation::up_with("[lifecycle]\npurge_after = \"7d\"").await;
+    let hoodie = haas.provision("alice", "notes").await;
+    hoodie.sign_up("carol").await;
+    let (status, gone) = haas.deprovision("alice", "notes").await;
+    assert_eq!((status, &gone["state"]), (200, &"deleted".into()));
+    let until: chrono::DateTime<chrono::Utc> = gone["restorable_until"].as_str().unwrap().parse().unwrap();
+    let days = (until - chrono::Utc::now()).num_hours();
+    assert!((7 * 24 - 1..=7 * 24).contains(&days), "{until}");
+    assert_eq!(hoodie.get("/").await.unwrap().status(), 404, "a deleted one is not woken");
+
+    let body = json!({ "secret": haas.secret(), "username": haas.user("alice"), "appname": "notes" });
+    let answer = haas.post("/restore", &body).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let back: Value = answer.json().await.unwrap();
+    assert_eq!(
+        (&back["state"], &back["restored"], &back["restorable_until"]),
+        (&"running".into(), &true.into(), &Value::Null)
+    );
+    assert!(hoodie.knows("carol").await);
+    assert_eq!(haas.post("/restore", &body).await.unwrap().status(), 200, "asking again changes nothing");
+
+    let mut purge = body.clone();
+    purge["purge"] = json!("yes");
+    assert_eq!(haas.post("/deprovision", &purge).await.unwrap().status(), 422);
+    purge["purge"] = json!(true);
+    let answer = haas.post("/deprovision", &purge).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let last: Value = answer.json().await.unwrap();
+    assert_eq!((&last["state"], &last["purged"]), (&"deleted".into(), &true.into()));
+    assert_eq!(haas.post("/restore", &body).await.unwrap().status(), 404);
+    assert_eq!(haas.post("/deprovision", &purge).await.unwrap().status(), 404);
+    assert!(volumes(&haas).await.is_empty() && haas.containers().await.is_empty());
+    assert_eq!(haas.sql("SELECT count(*) FROM instances").await, "0");
+    assert_eq!(haas.sql("SELECT count(*) FROM events WHERE kind = 'purged'").await, "1");
+    // Whoever comes next begins anew.
+    let hoodie = haas.provision("alice", "notes").await;
+    assert!(!hoodie.knows("carol").await);
+}
+
+#[tokio::test]
+async fn a_deleted_one_that_was_archived_comes_back_and_one_whose_name_is_taken_does_not() {
+    let haas = Installation::up().await;
+    let hoodie = haas.provision("a", "b-c").await;
+    hoodie.sign_up("carol").await;
+    haas.order("archive", "a", "b-c").await;
+    assert_eq!(haas.deprovision("a", "b-c").await.0, 200);
+    assert_eq!((volumes(&haas).await.len(), files(&haas.layout.archive_dir()).len()), (0, 1));
+    // `a-b` with `c` is the same container name.
+    haas.provision("a-b", "c").await;
+    let body = json!({ "secret": haas.secret(), "username": haas.user("a"), "appname": "b-c" });
+    assert_eq!(haas.post("/restore", &body).await.unwrap().status(), 409);
+    assert_eq!(haas.haas(&["restore", &haas.user("a"), "b-c"]).await.0, 5);
+    haas.order("purge", "a-b", "c").await;
+    haas.order("restore", "a", "b-c").await;
+    assert!(hoodie.knows("carol").await);
+    // The file stays for its time of grace.
+    assert_eq!((volumes(&haas).await.len(), files(&haas.layout.archive_dir()).len()), (1, 1));
+    assert!(haas.haas(&["doctor"]).await.1.contains("a copy of what was restored"));
+}
+
+#[tokio::test]
+async fn a_corrupt_archive_is_told_of_and_kept_and_a_good_one_put_back_works() {
+    let haas = Installation::up_with(
+        "[reconcile]\nbackoff_base = \"500ms\"\nbackoff_max = \"1s\"\n[lifecycle]\nwake_timeout = \"2s\"",
+    )
+    .await;
+    let hoodie = haas.provision("alice", "notes").await;
+    hoodie.sign_up("carol").await;
+    haas.order("archive", "alice", "notes").await;
+    let archive = files(&haas.layout.archive_dir()).pop().unwrap();
+    let good = std::fs::read(&archive).unwrap();
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    std::fs::write(&archive, &bad).unwrap();
+    assert_eq!(hoodie.get("/hoodie/").await.unwrap().status(), 503);
+    haas.comes_to_be("alice", "notes", "failed").await;
+    let (_, shown, _) = haas.haas(&["show", &haas.user("alice"), "notes"]).await;
+    let name = archive.file_name().unwrap().to_str().unwrap();
+    assert!(shown.contains(name) && shown.contains("error"), "{shown}");
+    assert_eq!(haas.haas(&["doctor"]).await.0, 3);
+    assert_eq!(std::fs::read(&archive).unwrap(), bad, "it is still there for whoever can mend it");
+    std::fs::write(&archive, &good).unwrap();
+    haas.running_again("alice", "notes", LIMIT).await;
+    assert!(hoodie.knows("carol").await);
+    assert_eq!(volumes(&haas).await.len(), 1);
+}
+
+/// A folder with little room; unmounted when it is dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(kib: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let size = format!("size={kib}k");
+        let mounted =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).status();
+        assert!(mounted.unwrap().success(), "the tests run as root");
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").arg(self.0.path()).status().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_leaves_the_data_where_it_is_and_says_so() {
+    let disk = SmallDisk::mount(8);
+    let settings = format!(
+        "[reconcile]\nbackoff_base = \"500ms\"\nbackoff_max = \"1s\"\n[lifecycle]\narchive_dir = {:?}",
+        disk.0.path()
+    );
+    let haas = Installation::up_with(&settings).await;
+    let hoodie = haas.provision("alice", "notes").await;
+    hoodie.sign_up("carol").await;
+    // Something that does not shrink: an archive of more than there is room for.
+    for n in 0..40 {
+        hoodie.sign_up(&format!("user-{n}-{}", uuid::Uuid::new_v4())).await;
+    }
+    let (code, _, _) = haas.haas(&["archive", &haas.user("alice"), "notes", "--no-wait"]).await;
+    assert_eq!(code, 0);
+    let row = eventually("it says so", LIMIT, || async {
+        let row = haas.instance("alice", "notes").await;
+        row["last_error"].as_str().is_some_and(|error| error.contains("space")).then_some(row)
+    })
+    .await;
+    assert_eq!(row["state"], "asleep", "{row}");
+    assert!(haas.haas(&["doctor"]).await.1.contains("is not archived"));
+    assert_eq!(volumes(&haas).await.len(), 1);
+    assert!(files(disk.0.path()).is_empty(), "no half file is left");
+    assert!(hoodie.knows("carol").await, "it wakes all the same");
+    // With room again, it works.
+    let grown =
+        std::process::Command::new("mount").args(["-o", "remount,size=8m"]).arg(disk.0.path()).status().unwrap();
+    assert!(grown.success());
+    haas.order("archive", "alice", "notes").await;
+    assert!(hoodie.knows("carol").await);
+}
+
+#[tokio::test]
+async fn a_volume_that_has_data_is_never_written_to() {
+    let haas = Installation::up().await;
+    let hoodie = haas.provision("alice", "notes").await;
+    hoodie.sign_up("carol").await;
+    haas.order("archive", "alice", "notes").await;
+    // Somebody has put something under the name that comes next.
+    let row = haas.instance("alice", "notes").await;
+    let id = row["id"].as_str().unwrap().replace('-', "");
+    let volume = format!("haas-{id}-1");
+    docker(&["volume", "create", &volume]).await;
+    let probe = format!("{}-probe", haas.word);
+    let mount = format!("{volume}:/app/data");
+    docker(&["create", "--name", &probe, "-v", &mount, "haas/hoodie:28.2.10"]).await;
+    docker(&["cp", "README.md", &format!("{probe}:/app/data/precious")]).await;
+    assert!(hoodie.knows("carol").await);
+    assert_eq!(haas.sql("SELECT volume_serial FROM instances").await, "2");
+    let precious = docker(&["cp", &format!("{probe}:/app/data/precious"), "-"]).await;
+    assert!(precious.contains("Hoodie as a Service"));
+    let listed = docker(&["diff", &probe]).await;
+    assert!(!listed.contains("_users"), "{listed}");
+    docker(&["rm", &probe]).await;
+    docker(&["volume", "rm", &volume]).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_is_gone_is_not_archived_as_an_empty_one() {
+    let haas = Installation::up_with("[reconcile]\nbackoff_base = \"500ms\"\nbackoff_max = \"1s\"").await;
+    haas.provision("alice", "notes").await.sign_up("carol").await;
+    haas.order("sleep", "alice", "notes").await;
+    docker(&["rm", &haas.container("alice", "notes")]).await;
+    docker(&["volume", "rm", &volumes(&haas).await[0]]).await;
+    let (code, _, _) = haas.haas(&["archive", &haas.user("alice"), "notes", "--no-wait"]).await;
+    assert_eq!(code, 0);
+    eventually("it says so", LIMIT, || async {
+        let row = haas.instance("alice", "notes").await;
+        row["last_error"].as_str().is_some_and(|error| error.contains("is gone")).then_some(())
+    })
+    .await;
+    assert!(files(&haas.layout.archive_dir()).is_empty() && volumes(&haas).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_tombstone_leaves_the_container_alone_that_has_its_name_now() {
+    let haas = Installation::up().await;
+    haas.provision("a", "b-c").await;
+    assert_eq!(haas.deprovision("a", "b-c").await.0, 200);
+    let other = haas.provision("a-b", "c").await;
+    other.sign_up("carol").await;
+    let before = docker(&["inspect", "-f", "{{.Id}} {{.State.StartedAt}}", &haas.container("a-b", "c")]).await;
+    let file = haas.dir.path().join("export.tar.zst");
+    let (code, _, errors) = haas.haas(&["export", &haas.user("a"), "b-c", "-o", file.to_str().unwrap()]).await;
+    assert!(code != 0 && errors.contains("container"), "{errors}");
+    assert!(!file.exists(), "another's data is not exported");
+    haas.order("purge", "a", "b-c").await;
+    let after = docker(&["inspect", "-f", "{{.Id}} {{.State.StartedAt}}", &haas.container("a-b", "c")]).await;
+    assert_eq!(after, before);
+    assert!(other.knows("carol").await);
+}
