@@ -18,7 +18,7 @@ USER root
 RUN echo 'haas:x:5500:5500:Haas:/:/usr/sbin/nologin' >>/etc/passwd \
  && echo 'haas:x:5500:' >>/etc/group \
  && install -d -m 0755 -o 5500 -g 5500 /etc/haas /etc/haas/haproxy \
- && install -d -m 0700 -o 5500 -g 5500 /etc/haas/secrets /etc/haas/tls \
+ && install -d -m 0700 -o 5500 -g 5500 /etc/haas/secrets /etc/haas/tls /var/lib/haas/archive \
  && install -d -m 0750 -o 5500 -g 5500 /run/haas
 USER 5500:5500
 WORKDIR /
