@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::rows::InstanceRow;
 use super::schema::instances;
 use super::{Manifest, ManifestError, events, hosts, names, ports};
+use crate::archive::Archive;
 use crate::instance::name::{AppName, Email, Hostname, Username};
 use crate::instance::{Desired, Instance, Phase};
 
@@ -43,31 +44,13 @@ impl Manifest {
     /// [`ManifestError::NameTaken`], [`ManifestError::HostTooLong`] and
     /// [`ManifestError::NoFreePort`] change nothing; others when Postgres can't be asked.
     pub async fn provision(&self, new: &NewInstance) -> Result<Provisioned, ManifestError> {
-        let (container, host) = names(self, new)?;
+        let (_, host) = names(self, new)?;
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
                 lock_intents(conn).await?;
                 let Some(row) = latest(conn, &new.username, &new.appname).await? else {
-                    let port = self.free_port(conn).await?;
-                    // Everything else is as the table's own defaults have it.
-                    let row: InstanceRow = diesel::insert_into(instances::table)
-                        .values((
-                            instances::id.eq(Uuid::new_v4()),
-                            instances::username.eq(new.username.as_str()),
-                            instances::appname.eq(new.appname.as_str()),
-                            instances::email.eq(new.email.as_str()),
-                            instances::host.eq(host.as_str()),
-                            instances::container_name.eq(container.as_str()),
-                            instances::port.eq(port),
-                            instances::desired.eq(Desired::Running.as_str()),
-                            instances::phase.eq(Phase::Pending.as_str()),
-                            instances::spec.eq(json!(self.spec)),
-                        ))
-                        .returning(InstanceRow::as_returning())
-                        .get_result(conn)
-                        .await
-                        .map_err(name_taken)?;
-                    events::append(conn, row.id, "provisioned", json!({ "port": port })).await?;
+                    let row = self.insert(conn, Uuid::new_v4(), new, None).await?;
+                    events::append(conn, row.id, "provisioned", json!({ "port": row.port })).await?;
                     return Ok(Provisioned { instance: row.try_into()?, new: true });
                 };
                 let mut instance = Instance::try_from(row)?;
@@ -87,6 +70,37 @@ impl Manifest {
             .await
         })
         .await
+    }
+
+    /// Writes a new instance, which is to run; with what is in its archive, if it has one.
+    pub(super) async fn insert(
+        &self,
+        conn: &mut AsyncPgConnection,
+        id: Uuid,
+        new: &NewInstance,
+        archive: Option<&Archive>,
+    ) -> Result<InstanceRow, ManifestError> {
+        let (container, host) = names(self, new)?;
+        let port = self.free_port(conn).await?;
+        // Everything else is as the table's own defaults have it.
+        diesel::insert_into(instances::table)
+            .values((
+                instances::id.eq(id),
+                instances::username.eq(new.username.as_str()),
+                instances::appname.eq(new.appname.as_str()),
+                instances::email.eq(new.email.as_str()),
+                instances::host.eq(host.as_str()),
+                instances::container_name.eq(container.as_str()),
+                instances::port.eq(port),
+                instances::desired.eq(Desired::Running.as_str()),
+                instances::phase.eq(Phase::Pending.as_str()),
+                instances::archive.eq(archive.map(|archive| json!(archive))),
+                instances::spec.eq(json!(self.spec)),
+            ))
+            .returning(InstanceRow::as_returning())
+            .get_result(conn)
+            .await
+            .map_err(name_taken)
     }
 
     /// Gives a deleted instance another life, with the data that it had.

@@ -8,10 +8,10 @@ use diesel_async::{AsyncConnection, RunQueryDsl};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::intents::{latest, lock_intents, name_taken};
+use super::intents::{latest, lock_intents};
 use super::rows::InstanceRow;
 use super::schema::{installation, instances};
-use super::{Manifest, ManifestError, NewInstance, events, names};
+use super::{Manifest, ManifestError, NewInstance, events};
 use crate::archive::Archive;
 use crate::instance::name::{AppName, Username};
 use crate::instance::policy::{Descent, Overrides};
@@ -160,33 +160,14 @@ impl Manifest {
     /// [`ManifestError::Exists`] when there is one, or a tombstone, of this name;
     /// [`ManifestError::NameTaken`], [`ManifestError::NoFreePort`]; others when Postgres can't be asked.
     pub async fn import(&self, id: Uuid, new: &NewInstance, archive: &Archive) -> Result<Instance, ManifestError> {
-        let (container, host) = names(self, new)?;
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
                 lock_intents(conn).await?;
                 if latest(conn, &new.username, &new.appname).await?.is_some() {
                     return Err(ManifestError::Exists);
                 }
-                let port = self.free_port(conn).await?;
-                let row: InstanceRow = diesel::insert_into(instances::table)
-                    .values((
-                        instances::id.eq(id),
-                        instances::username.eq(new.username.as_str()),
-                        instances::appname.eq(new.appname.as_str()),
-                        instances::email.eq(new.email.as_str()),
-                        instances::host.eq(host.as_str()),
-                        instances::container_name.eq(container.as_str()),
-                        instances::port.eq(port),
-                        instances::desired.eq(Desired::Running.as_str()),
-                        instances::phase.eq(Phase::Pending.as_str()),
-                        instances::archive.eq(json!(archive)),
-                        instances::spec.eq(json!(self.spec)),
-                    ))
-                    .returning(InstanceRow::as_returning())
-                    .get_result(conn)
-                    .await
-                    .map_err(name_taken)?;
-                events::append(conn, id, "imported", json!({ "file": archive.file, "port": port })).await?;
+                let row = self.insert(conn, id, new, Some(archive)).await?;
+                events::append(conn, id, "imported", json!({ "file": archive.file, "port": row.port })).await?;
                 row.try_into()
             })
             .await

@@ -224,18 +224,7 @@ impl<C: Containers, P: Proxy> World<C, P> {
         if leaving >= self.awake.seeking.load(Ordering::SeqCst) {
             return Ok(Eviction::UnderWay);
         }
-        let mut idle: Vec<&Instance> = awake
-            .iter()
-            .filter(|row| {
-                matches!(
-                    (row.desired, row.phase),
-                    (Desired::Running, Phase::Running) | (Desired::Paused, Phase::Paused)
-                )
-            })
-            .filter(|row| row.id != for_whom.id && !row.rolling && !self.uses.busy(row))
-            .collect();
-        idle.sort_by_key(|row| self.uses.last_used(row).max(row.last_used_at).max(Some(row.phase_since)));
-        for row in idle {
+        for row in self.longest_idle(&awake).into_iter().filter(|row| row.id != for_whom.id) {
             let why = format!("makes room for {}", for_whom.container);
             match self.manifest.descend(row, Descent::Sleep, &why).await {
                 Ok(_) => {

@@ -223,16 +223,22 @@ impl<C: Containers, P: Proxy> World<C, P> {
         if excess == 0 || !self.read_uses().await {
             return;
         }
-        let paused = |row: &Instance| (row.desired, row.phase) == (Desired::Paused, Phase::Paused);
-        let mut idle: Vec<&Instance> = round.candidates.iter().filter(|row| self.is_idle(row) || paused(row)).collect();
-        idle.sort_by_key(|row| self.uses.last_used(row).max(row.last_used_at).max(Some(row.phase_since)));
-        for row in idle.into_iter().take(excess) {
+        for row in self.longest_idle(&round.candidates).into_iter().take(excess) {
             self.step_down(row, Descent::Sleep, "more are awake than may be").await;
         }
     }
 
-    fn is_idle(&self, row: &Instance) -> bool {
-        (row.desired, row.phase) == (Desired::Running, Phase::Running) && !row.rolling && !self.uses.busy(row)
+    /// Those that take memory and that nobody uses at the moment, the longest unused first.
+    pub(super) fn longest_idle<'a>(&self, rows: &'a [Instance]) -> Vec<&'a Instance> {
+        let paused = |row: &Instance| (row.desired, row.phase) == (Desired::Paused, Phase::Paused);
+        let mut idle: Vec<&Instance> =
+            rows.iter().filter(|row| (runs(row) || paused(row)) && self.is_unused(row)).collect();
+        idle.sort_by_key(|row| self.uses.last_used(row).max(row.last_used_at).max(Some(row.phase_since)));
+        idle
+    }
+
+    fn is_unused(&self, row: &Instance) -> bool {
+        !row.rolling && !self.uses.busy(row)
     }
 
     /// Has some that nobody uses at the moment made of what they are to be rolled to.
@@ -243,7 +249,7 @@ impl<C: Containers, P: Proxy> World<C, P> {
         if places == 0 || waiting.is_empty() || !self.read_uses().await {
             return;
         }
-        for row in waiting.into_iter().filter(|row| self.is_idle(row)).take(places) {
+        for row in waiting.into_iter().filter(|row| runs(row) && self.is_unused(row)).take(places) {
             match self.manifest.roll(row).await {
                 Ok(()) => log::info!(instance:% = row.id; "{} is made anew", row.container),
                 Err(ManifestError::Stale) => {}
@@ -251,4 +257,8 @@ impl<C: Containers, P: Proxy> World<C, P> {
             }
         }
     }
+}
+
+fn runs(row: &Instance) -> bool {
+    (row.desired, row.phase) == (Desired::Running, Phase::Running)
 }
