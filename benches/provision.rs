@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
-use common::{Figures, Pairs, Verdict, full, heading, ports};
+use common::{Figures, Pairs, Phases, Verdict, full, heading, ports};
 use haas::config::{Config, Tenant};
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
@@ -68,7 +68,7 @@ async fn compare(installation: &Installation, first_port: u16, count: u16) -> Re
             if turn {
                 let run = provision(installation, &client, number).await?;
                 ours = run.whole;
-                phases.take(&run);
+                phases.take(&run.over);
                 take_away(installation, number, &run.volume).await?;
             } else {
                 let returned;
@@ -85,7 +85,7 @@ async fn compare(installation: &Installation, first_port: u16, count: u16) -> Re
     pairs.baseline.row("docker run → first 200 on its port", 0);
     pairs.ratio.row("**ratio**", 3);
     heading("Where the time goes", "ms");
-    phases.print();
+    phases.print(0, phase);
     started.row("(alone: docker run returns)", 0);
     answered.row("(alone: → first 200)", 0);
     Ok(pairs.ratio.median())
@@ -155,37 +155,18 @@ async fn first_200(client: &Client, url: &str, host: Option<&str>) -> Result<()>
     }
 }
 
-/// How long each phase took.
-#[derive(Default)]
-struct Phases(Vec<(String, Figures)>);
-
-impl Phases {
-    fn take(&mut self, run: &Run) {
-        let mut before = 0.0;
-        for (name, over) in &run.over {
-            let at = self.0.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
-                self.0.push((name.clone(), Figures::default()));
-                self.0.len() - 1
-            });
-            self.0[at].1.take(over - before);
-            before = *over;
-        }
+/// What ends with an event.
+fn phase(event: &str) -> String {
+    match event {
+        "provisioned" => "POST → intent written",
+        "starting" => "→ container created and started",
+        "ready" => "→ its Hoodie answers",
+        "running" => "→ published, and it answers through HAProxy",
+        "answered" => "→ the POST is answered 201",
+        "first 200" => "→ first 200 seen by the caller",
+        other => other,
     }
-
-    fn print(&self) {
-        for (name, figures) in &self.0 {
-            let what = match name.as_str() {
-                "provisioned" => "POST → intent written",
-                "starting" => "→ container created and started",
-                "ready" => "→ its Hoodie answers",
-                "running" => "→ published, and it answers through HAProxy",
-                "answered" => "→ the POST is answered 201",
-                "first 200" => "→ first 200 seen by the caller",
-                other => other,
-            };
-            figures.row(what, 0);
-        }
-    }
+    .to_owned()
 }
 
 /// The same containers, without us. Its network and whatever is left go when it is dropped.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use common::{Figures, Pairs, Verdict, full, heading, ports};
+use common::{Figures, Pairs, Phases, Verdict, full, heading, ports};
 use haas::config::{Config, Tenant};
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
@@ -94,7 +94,7 @@ async fn stopped(ours: &Ours<'_>, twin: &Twin, count: usize) -> Result<f64> {
                 let wake = ours.wake().await?;
                 woken = wake.whole;
                 if number > 0 {
-                    phases.take(&wake);
+                    phases.take(&wake.over);
                 }
             } else {
                 docker(&["stop", &twin.name]).await;
@@ -117,7 +117,7 @@ async fn stopped(ours: &Ours<'_>, twin: &Twin, count: usize) -> Result<f64> {
     pairs.baseline.row("docker start → first 200 on its port", 0);
     pairs.ratio.row("**ratio**", 3);
     heading("Where the time goes", "ms");
-    phases.print();
+    phases.print(1, phase);
     returned.row("(alone: docker start returns)", 0);
     answered.row("(alone: → first 200)", 0);
     Ok(pairs.ratio.median())
@@ -132,7 +132,7 @@ async fn paused(ours: &Ours<'_>, count: usize) -> Result<f64> {
         tokio::time::sleep(REST).await;
         let wake = ours.wake().await?;
         times.take_time(wake.whole);
-        phases.take(&wake);
+        phases.take(&wake.over);
     }
     // So that it stays awake until it is told to rest.
     ours.policy("--pause-after", "default").await?;
@@ -140,7 +140,7 @@ async fn paused(ours: &Ours<'_>, count: usize) -> Result<f64> {
     times.row("request → whole answer through HAProxy", 1);
     println!("\np50 {:.1} ms, max {:.1} ms", times.percentile(50.0), times.percentile(100.0));
     heading("Where the time goes", "ms");
-    phases.print();
+    phases.print(1, phase);
     Ok(times.median())
 }
 
@@ -152,12 +152,12 @@ async fn archived(ours: &Ours<'_>, count: usize) -> Result<()> {
         tokio::time::sleep(REST).await;
         let wake = ours.wake().await?;
         times.take_time(wake.whole);
-        phases.take(&wake);
+        phases.take(&wake.over);
     }
     heading(&format!("Waking one that is archived, {count} times (for information)"), "ms");
     times.row("request → whole answer through HAProxy", 0);
     heading("Where the time goes", "ms");
-    phases.print();
+    phases.print(1, phase);
     Ok(())
 }
 
@@ -225,37 +225,18 @@ async fn state(container: &str) -> String {
     docker(&["inspect", "--format", "{{.State.Status}}", container]).await
 }
 
-/// How long each phase took, in the order in which they came first.
-#[derive(Default)]
-struct Phases(Vec<(String, Figures)>);
-
-impl Phases {
-    fn take(&mut self, wake: &Wake) {
-        let mut before = 0.0;
-        for (name, over) in &wake.over {
-            let at = self.0.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
-                self.0.push((name.clone(), Figures::default()));
-                self.0.len() - 1
-            });
-            self.0[at].1.take(over - before);
-            before = *over;
-        }
+/// What ends with an event.
+fn phase(event: &str) -> String {
+    match event {
+        "wake" => "request → intent written",
+        "pending" => "→ the reconciler has begun",
+        "restored" | "data restored" => "→ its data is unpacked",
+        "starting" => "→ its container runs",
+        "ready" => "→ its Hoodie answers",
+        "answered" => "→ passed on, and answered whole",
+        other => return format!("→ {other}"),
     }
-
-    fn print(&self) {
-        for (name, figures) in &self.0 {
-            let what = match name.as_str() {
-                "wake" => "request → intent written",
-                "pending" => "→ the reconciler has begun",
-                "restored" | "data restored" => "→ its data is unpacked",
-                "starting" => "→ its container runs",
-                "ready" => "→ its Hoodie answers",
-                "answered" => "→ passed on, and answered whole",
-                other => &format!("→ {other}"),
-            };
-            figures.row(what, 1);
-        }
-    }
+    .to_owned()
 }
 
 /// The same container, without us. It goes, with its network and its volume, when it is dropped.

@@ -40,6 +40,32 @@ pub async fn until<T, F: Future<Output = Option<T>>>(
     }
 }
 
+/// How long each phase took, in the order in which they came first.
+#[derive(Default)]
+pub struct Phases(Vec<(String, Figures)>);
+
+impl Phases {
+    /// Takes when each phase was over, in milliseconds after the first began, in that order.
+    pub fn take(&mut self, over: &[(String, f64)]) {
+        let mut before = 0.0;
+        for (name, over) in over {
+            let at = self.0.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+                self.0.push((name.clone(), Figures::default()));
+                self.0.len() - 1
+            });
+            self.0[at].1.take(over - before);
+            before = *over;
+        }
+    }
+
+    /// One row each, with what `phase` calls it.
+    pub fn print(&self, decimals: usize, phase: impl Fn(&str) -> String) {
+        for (name, figures) in &self.0 {
+            figures.row(&phase(name), decimals);
+        }
+    }
+}
+
 /// Figures of one kind, in any unit.
 #[derive(Default)]
 pub struct Figures(Vec<f64>);
