@@ -4,6 +4,26 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// Everything in `src/` but the entry points.
+const ROOMS: [&str; 16] = [
+    "archive",
+    "cli",
+    "config",
+    "containers",
+    "embedded",
+    "failpoint",
+    "haproxy",
+    "http",
+    "instance",
+    "manifest",
+    "reconcile",
+    "server",
+    "tls",
+    "watch",
+    "webhook",
+    "whole_file",
+];
+
 fn sources(room: &str) -> Vec<(PathBuf, String)> {
     fn collect(path: &Path, found: &mut Vec<(PathBuf, String)>) {
         if path.is_dir() {
@@ -114,38 +134,14 @@ fn certificates_know_nothing_of_haproxy() {
 
 #[test]
 fn nothing_is_left_for_later() {
-    for room in [
-        "archive",
-        "http",
-        "reconcile",
-        "manifest",
-        "containers",
-        "haproxy",
-        "instance",
-        "cli",
-        "embedded",
-        "config",
-        "tls",
-    ] {
+    for room in ROOMS {
         forbid(room, &["todo!(", "unimplemented!(", "dbg!(", "TODO", "FIXME"]);
     }
 }
 
 #[test]
 fn files_stay_small() {
-    for room in [
-        "archive",
-        "http",
-        "reconcile",
-        "manifest",
-        "containers",
-        "haproxy",
-        "instance",
-        "cli",
-        "embedded",
-        "config",
-        "tls",
-    ] {
+    for room in ROOMS {
         for (path, code) in sources(room) {
             assert!(code.lines().count() <= 500, "{}: look for the second room in it", path.display());
         }

@@ -5,29 +5,30 @@
 //! another walk.
 #![allow(clippy::unwrap_used)]
 
+#[path = "many/history.rs"]
+mod history;
 mod support;
+#[path = "many/watch.rs"]
+mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
-use haas::config::Config;
 use haas::embedded::Layout;
+use history::{Counts, History};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 use support::cluster::sql;
-use support::installation::{Installation, docker};
+use support::installation::Installation;
 use support::{eventually, ports_for};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
+use watch::Watch;
 
 struct Size {
     tenants: usize,
@@ -114,104 +115,6 @@ async fn whoever_is_asked_answers_and_no_more_are_awake_than_may_be() {
     assert!(counts.up <= size.awake, "{counts:?}");
     assert!(counts.starts <= size.tenants + counts.wakes, "one start for each wake at most: {counts:?}");
     assert!(watch.starts() >= size.tenants, "the engine told of {} starts", watch.starts());
-}
-
-/// What the manifest has written down.
-#[derive(Debug)]
-struct Counts {
-    wakes: usize,
-    /// All that went to sleep, those that made room included.
-    sleeps: usize,
-    evictions: usize,
-    /// Of containers.
-    starts: usize,
-    failures: usize,
-    /// How many should be awake now.
-    up: usize,
-}
-
-impl Counts {
-    async fn of(haas: &Installation) -> Self {
-        let told = haas
-            .sql(
-                "SELECT count(*) FILTER (WHERE kind = 'wake'), count(*) FILTER (WHERE kind = 'sleep'),
-                        count(*) FILTER (WHERE kind = 'sleep' AND detail->>'why' LIKE 'makes room for %'),
-                        count(*) FILTER (WHERE kind = 'starting'), count(*) FILTER (WHERE kind = 'failed'),
-                        (SELECT count(*) FROM instances WHERE desired = 'running')
-                 FROM events",
-            )
-            .await;
-        let counts: Vec<usize> = told.split('|').map(|count| count.parse().unwrap()).collect();
-        let [wakes, sleeps, evictions, starts, failures, up] = counts[..] else { panic!("{told}") };
-        Self { wakes, sleeps, evictions, starts, failures, up }
-    }
-}
-
-/// What the events tell of those that went to sleep and woke.
-#[derive(Default)]
-struct History {
-    /// From the intent to sleep until it slept, in milliseconds.
-    asleep: Vec<u64>,
-    /// From the intent to wake until its container was started, and until its Hoodie answered.
-    started: Vec<u64>,
-    answered: Vec<u64>,
-    /// Evictions at whose time no more were wanted than may be awake.
-    needless: usize,
-}
-
-impl History {
-    async fn of(haas: &Installation, most: usize) -> Self {
-        let events = "SELECT instance_id, kind, floor(extract(epoch FROM at) * 1000) FROM events ORDER BY id";
-        let events = haas.sql(events).await;
-        let (mut history, mut up) = (Self::default(), BTreeSet::new());
-        let mut since: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-        for event in events.lines() {
-            let fields: Vec<&str> = event.split('|').collect();
-            let [id, kind, at] = fields[..] else { panic!("{event}") };
-            let at: u64 = at.parse().unwrap();
-            let began = |since: &BTreeMap<(&str, &str), u64>, kind| {
-                since.get(&(id, kind)).map(|began| at.saturating_sub(*began))
-            };
-            match kind {
-                "provisioned" => drop(up.insert(id)),
-                "wake" => {
-                    up.insert(id);
-                    since.remove(&(id, "sleep"));
-                    since.insert((id, "wake"), at);
-                }
-                "sleep" => {
-                    history.needless += usize::from(up.len() <= most);
-                    up.remove(id);
-                    since.remove(&(id, "wake"));
-                    since.insert((id, "sleep"), at);
-                }
-                "asleep" => history.asleep.extend(began(&since, "sleep")),
-                "starting" => history.started.extend(began(&since, "wake")),
-                "ready" => history.answered.extend(began(&since, "wake")),
-                _ => {}
-            }
-        }
-        history
-    }
-}
-
-impl std::fmt::Display for History {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let median = |times: &[u64]| {
-            let mut times = times.to_vec();
-            times.sort_unstable();
-            times.get(times.len() / 2).copied().unwrap_or_default()
-        };
-        write!(
-            f,
-            "medians: {} ms from the intent to sleep until it slept; {} ms from the intent to wake until its container \
-             was started, {} ms until its Hoodie answered; {} evictions without need",
-            median(&self.asleep),
-            median(&self.started),
-            median(&self.answered),
-            self.needless
-        )
-    }
 }
 
 /// One tenant, and what its owner has written.
@@ -501,125 +404,4 @@ fn choose(rng: &mut StdRng) -> &'static str {
         left -= of_hundred;
     }
     unreachable!("the shares are a hundred together")
-}
-
-/// Looks all the time at what runs and what memory it takes; ends when it is dropped.
-struct Watch {
-    awake: usize,
-    seen: Arc<Mutex<Seen>>,
-    watching: [AbortHandle; 2],
-    _tasks: JoinSet<()>,
-}
-
-#[derive(Default)]
-struct Seen {
-    looks: usize,
-    /// Containers that ran at a look, at most; those that are paused included.
-    most: usize,
-    /// Their memory in bytes at a look, at most, and how many they were then.
-    memory: (u64, usize),
-    /// The engine's own word of each start and end: between two looks nothing is missed.
-    told: Told,
-}
-
-#[derive(Default)]
-struct Told {
-    running: BTreeSet<String>,
-    most: usize,
-    starts: usize,
-}
-
-impl Watch {
-    fn start(installation: &str, awake: usize) -> Self {
-        let seen = Arc::<Mutex<Seen>>::default();
-        let label = format!("label=haas.installation={installation}");
-        let mut tasks = JoinSet::new();
-        let watching =
-            [tasks.spawn(look(Arc::clone(&seen), label.clone())), tasks.spawn(listen(Arc::clone(&seen), label))];
-        Self { awake, seen, watching, _tasks: tasks }
-    }
-
-    fn starts(&self) -> usize {
-        self.seen.lock().unwrap().told.starts
-    }
-
-    fn assert_bounds(&self) {
-        assert!(!self.watching.iter().any(AbortHandle::is_finished), "nobody watches any more");
-        let seen = self.seen.lock().unwrap();
-        assert!(seen.looks > 0 && seen.most > 0, "nobody has looked: {} looks, {} ran", seen.looks, seen.most);
-        assert!(seen.most <= self.awake, "{} ran at once, {} may", seen.most, self.awake);
-        assert!(seen.told.most <= self.awake, "the engine told of {} at once, {} may", seen.told.most, self.awake);
-        let mib = seen.memory.0 >> 20;
-        let each = u64::from(Config::load(None, [], BTreeMap::new()).unwrap().tenant.memory_mib);
-        assert!(mib > 0, "their memory could not be read");
-        assert!(mib <= each * self.awake as u64, "{mib} MiB, {each} may be taken by each of {}", self.awake);
-    }
-
-    fn report(&self) -> String {
-        let seen = self.seen.lock().unwrap();
-        let (bytes, of) = seen.memory;
-        let mut text = format!("{} looks: {} ran at most; ", seen.looks, seen.most);
-        write!(text, "by the engine's events {} at most, {} starts; ", seen.told.most, seen.told.starts).unwrap();
-        write!(text, "memory at most {} MiB, of {of} containers", bytes >> 20).unwrap();
-        text
-    }
-}
-
-async fn look(seen: Arc<Mutex<Seen>>, label: String) {
-    loop {
-        let ids = docker(&["ps", "-q", "--no-trunc", "--filter", &label]).await;
-        let ids: Vec<&str> = ids.lines().collect();
-        let memory: u64 = ids.iter().filter_map(|id| memory(id)).sum();
-        {
-            let mut seen = seen.lock().unwrap();
-            seen.looks += 1;
-            seen.most = seen.most.max(ids.len());
-            seen.memory = seen.memory.max((memory, ids.len()));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// What a container's processes and the kernel take for it, as `docker stats` tells it: without
-/// pages of files that are not in use. None once it has ended.
-fn memory(id: &str) -> Option<u64> {
-    let places = [
-        (format!("memory/docker/{id}"), "memory.usage_in_bytes", "total_inactive_file "),
-        (format!("docker/{id}"), "memory.current", "inactive_file "),
-        (format!("system.slice/docker-{id}.scope"), "memory.current", "inactive_file "),
-    ];
-    places.into_iter().find_map(|(place, usage, inactive)| {
-        let place = PathBuf::from("/sys/fs/cgroup").join(place);
-        let usage: u64 = std::fs::read_to_string(place.join(usage)).ok()?.trim().parse().ok()?;
-        let stat = std::fs::read_to_string(place.join("memory.stat")).ok()?;
-        let inactive: u64 = stat.lines().find_map(|line| line.strip_prefix(inactive))?.parse().ok()?;
-        Some(usage.saturating_sub(inactive))
-    })
-}
-
-async fn listen(seen: Arc<Mutex<Seen>>, label: String) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let mut events = tokio::process::Command::new("docker")
-        .args(["events", "--since", &now.to_string(), "--filter", "type=container", "--filter", &label])
-        .args(["--filter", "event=start", "--filter", "event=die", "--format", "{{.Action}} {{.ID}}"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
-    while let Some(line) = lines.next_line().await.unwrap() {
-        let told = &mut seen.lock().unwrap().told;
-        match line.split_once(' ').unwrap() {
-            ("start", id) => {
-                told.starts += 1;
-                told.running.insert(id.to_owned());
-            }
-            (_, id) => {
-                told.running.remove(id);
-            }
-        }
-        told.most = told.most.max(told.running.len());
-    }
-    panic!("the engine tells nothing any more");
 }

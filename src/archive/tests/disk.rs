@@ -1,4 +1,4 @@
-//! A disk that is full, and how fast one is that is not.
+//! A disk that is full.
 
 use super::*;
 
@@ -45,27 +45,4 @@ async fn a_full_disk_is_named_and_leaves_nothing() {
     assert!(matches!(&error, ArchiveError::Io { .. }), "{error}");
     assert_eq!(fs::read_dir(small.0.path()).unwrap().count(), 1);
     assert_eq!(folder.names(), [archive.file.as_str()]);
-}
-
-/// How fast it is: `cargo test --release --lib archive -- --ignored --nocapture`.
-#[tokio::test]
-#[ignore = "measures, and checks nothing"]
-async fn throughput() {
-    let mut content = vec![0; 100_000_000];
-    for half in content.chunks_mut(100_000) {
-        rand::fill(&mut half[..50_000]);
-    }
-    let (folder, whole) = (Folder::new(), tar("data", &[tree().remove(0), file(b"content", &content)]));
-    let rate = |started: std::time::Instant| 100.0 / started.elapsed().as_secs_f64();
-    let started = std::time::Instant::now();
-    // As large as the engine's.
-    let pieces = stream::iter(whole.chunks(32 * 1024).map(|piece| Ok::<_, String>(Bytes::copy_from_slice(piece))));
-    let archive = folder.archives.store("alice-notes", &header(), pieces).await.unwrap();
-    println!("store {:.0} MB/s, {} bytes", rate(started), archive.bytes);
-    let started = std::time::Instant::now();
-    folder.archives.verify(&archive).await.unwrap();
-    println!("verify {:.0} MB/s", rate(started));
-    let started = std::time::Instant::now();
-    folder.data(&archive, ".").await.unwrap();
-    println!("data {:.0} MB/s", rate(started));
 }
