@@ -4,7 +4,7 @@
 #[path = "support/haproxy.rs"]
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use haas::haproxy::{AppUsage, Haproxy, Proxy};
 use nix::sys::signal::{Signal, kill};
@@ -67,4 +67,36 @@ async fn requests_and_streams_are_use_in_every_worker() {
         haproxy.usage().await.is_ok_and(|usage| usage.unwrap()[&todo.port].open == 0)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_stream_is_seen_at_any_moment_of_a_reload() {
+    let mut rig = Rig::new(true);
+    let notes = Stub::new("notes").await;
+    let haproxy = rig.haproxy();
+    haproxy.publish_alone(&routes(&[("notes", notes.port)])).await.unwrap();
+    rig.start().await;
+    let mut stream = Client::connect(rig.port).await;
+    stream.send(&format!("GET /stream HTTP/1.1\r\nHost: {NOTES}\r\n\r\n")).await;
+    stream.head().await;
+
+    // Somebody else's: this publisher does not know of them.
+    let (mut reloads, mut asked) = (0, 0);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        if began.elapsed() > Duration::from_millis(200) * reloads {
+            kill(Pid::from_raw(rig.master()), Signal::SIGUSR2).unwrap();
+            reloads += 1;
+        }
+        assert_eq!(usage(&haproxy, notes.port).await.map(|used| used.open), Some(1), "question {asked}");
+        assert!(haproxy.busy(notes.port).await.unwrap(), "question {asked}");
+        haproxy.health().await.unwrap();
+        asked += 1;
+    }
+    assert!(reloads > 5 && asked > 5, "{asked} questions, {reloads} reloads");
+    // Nobody is waited for who does not live.
+    rig.stop();
+    let ended = Instant::now();
+    assert_eq!(haproxy.usage().await.unwrap(), None);
+    assert!(ended.elapsed() < Duration::from_secs(1), "{:?}", ended.elapsed());
 }

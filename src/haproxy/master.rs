@@ -1,13 +1,29 @@
 //! What the master tells of itself and its workers (HAProxy management guide, section 9.4,
 //! "Master CLI"). `@1` is the current worker, `@!<pid>` any living one.
+//!
+//! At each reload the master executes itself anew (management guide, section 4). Until it has
+//! read its files it refuses connections, and those that it had are cut off: that is no sign that
+//! HAProxy, or a worker, is gone, and it is waited for.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::{Instant, sleep};
 
 use super::HaproxyError;
 use super::render::MAP;
-use super::socket::Socket;
+use super::socket::{Answer, NO_SUCH_WORKER, Socket, SocketFile, TIMEOUT, is_question};
+
+/// Between two questions to a master that is replacing itself.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
+/// How long a question may take that can be asked again; the next time twice as long.
+const FIRST_LIMIT: Duration = Duration::from_secs(1);
+/// How long a master that can't be looked at, as one of another namespace, may be replacing itself.
+const UNSEEN_REPLACED_WITHIN: Duration = Duration::from_secs(5);
+/// The same of one that was never met: the socket's file may as well be left over.
+const UNMET_REPLACED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where the master is asked.
 pub(super) struct Master {
@@ -15,6 +31,19 @@ pub(super) struct Master {
     /// Whether HAProxy's process ids are of this namespace (`pid_namespaces(7)`). One of another's
     /// may be a stranger's here.
     own_pids: bool,
+    met: Mutex<Met>,
+}
+
+/// What is known of whoever answers at the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Met {
+    /// Somebody may be there.
+    Unknown,
+    /// This process, which began at this tick since boot where it can be looked at. It keeps both
+    /// when it executes itself anew.
+    Process(i32, Option<i64>),
+    /// Nobody is behind this file.
+    Gone(Option<SocketFile>),
 }
 
 /// What the current worker says that it runs.
@@ -52,7 +81,7 @@ pub struct Worker {
 
 impl Master {
     pub(super) fn new(socket: PathBuf, own_pids: bool) -> Self {
-        Self { socket: Socket::new(socket), own_pids }
+        Self { socket: Socket::new(socket), own_pids, met: Mutex::new(Met::Unknown) }
     }
 
     /// What runs.
@@ -68,6 +97,8 @@ impl Master {
         let Some(answer) = self.ask("show proc").await? else { return Ok(None) };
         let mut processes =
             processes(&answer, Utc::now()).ok_or_else(|| self.socket.error(format!("no master in {answer:?}")))?;
+        let began = if self.own_pids { start_tick(processes.master).await } else { None };
+        *self.met() = Met::Process(processes.master, began);
         for worker in processes.workers.iter_mut().filter(|_| self.own_pids) {
             // The uptime there is in whole seconds; the kernel knows better.
             if let Some(started) = started(worker.pid).await {
@@ -86,7 +117,7 @@ impl Master {
     /// Whether the worker has a stream to this app. A connection that is merely kept alive has
     /// no stream, on either side.
     pub(super) async fn has_stream(&self, pid: i32, port: u16) -> Result<bool, HaproxyError> {
-        let Some(streams) = self.ask(&format!("@!{pid} show sess")).await? else { return Ok(false) };
+        let Some(streams) = self.tell(pid, "show sess").await? else { return Ok(false) };
         // Its section has its port in its name; the host may have been another one when the stream began.
         let own = format!(":{port}");
         let section = |word: &str| word.starts_with("be=") && word.ends_with(&own);
@@ -98,7 +129,7 @@ impl Master {
         if !streams.lines().any(|line| line.contains(" be=apps ") || line.contains(" be=counted ")) {
             return Ok(false);
         }
-        let Some(details) = self.ask(&format!("@!{pid} show sess all")).await? else { return Ok(false) };
+        let Some(details) = self.tell(pid, "show sess all").await? else { return Ok(false) };
         let address = format!("addr=127.0.0.1:{port}");
         Ok(details.lines().any(|line| {
             let mut words = line.split_whitespace();
@@ -119,13 +150,13 @@ impl Master {
         if self.own_pids {
             return resident_mib(pid).await;
         }
-        let info = self.ask(&format!("@!{pid} show info")).await.ok()??;
+        let info = self.tell(pid, "show info").await.ok()??;
         pool_mib(&info)
     }
 
     /// Whether a worker still takes connections (management guide, `show info`: `Stopping`).
     pub(super) async fn is_listening(&self, pid: i32) -> bool {
-        match self.ask(&format!("@!{pid} show info")).await {
+        match self.tell(pid, "show info").await {
             Ok(Some(info)) => info.lines().any(|line| line.trim() == "Stopping: 0"),
             Ok(None) | Err(_) => false,
         }
@@ -137,14 +168,63 @@ impl Master {
     }
 
     /// Tells one worker something; none when the master, or that worker, is not there any more.
+    ///
+    /// # Errors
+    /// [`HaproxyError::Socket`], too when a worker that is still there may have done it or not.
     pub(super) async fn tell(&self, pid: i32, command: &str) -> Result<Option<String>, HaproxyError> {
-        let answer = self.ask(&format!("@!{pid} {command}")).await?;
-        // Every answer of a worker ends with an empty line; one that is just leaving gives none.
-        Ok(answer.filter(|answer| !answer.is_empty() && !answer.starts_with("Can't find the target")))
+        let command = format!("@!{pid} {command}");
+        let answer = self.ask_patiently(&command).await?;
+        if answer == Answer::CutOff && !is_question(&command) {
+            // One that is just leaving gives no answer.
+            let there = self.ask(&format!("@!{pid} show info")).await?;
+            if there.is_none_or(|answer| answer.starts_with(NO_SUCH_WORKER)) {
+                return Ok(None);
+            }
+        }
+        Ok(self.socket.finally(answer)?.filter(|answer| !answer.starts_with(NO_SUCH_WORKER)))
     }
 
+    /// The answer; none when HAProxy is down.
     async fn ask(&self, command: &str) -> Result<Option<String>, HaproxyError> {
-        self.socket.ask(command).await
+        self.socket.finally(self.ask_patiently(command).await?)
+    }
+
+    /// Asks, and waits while the master replaces itself. Only a question is asked again when it may
+    /// have been heard.
+    async fn ask_patiently(&self, command: &str) -> Result<Answer, HaproxyError> {
+        let began = Instant::now();
+        // A master of HAProxy 3.4 that is asked in a bad moment forgets that one question.
+        let mut limit = if is_question(command) { FIRST_LIMIT } else { TIMEOUT };
+        loop {
+            let answer = self.socket.ask_once(command, limit).await?;
+            let may_repeat = is_question(command) && began.elapsed() < TIMEOUT;
+            match &answer {
+                Answer::CutOff if may_repeat => {}
+                Answer::Late if may_repeat => limit *= 2,
+                Answer::Nobody(Some(file)) if self.may_come_back(*file, began.elapsed()).await => {}
+                Answer::Nobody(file) => {
+                    *self.met() = Met::Gone(*file);
+                    return Ok(answer);
+                }
+                Answer::CutOff | Answer::Late | Answer::Whole(_) => return Ok(answer),
+            }
+            sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// Whether a master that has refused connections for so long may be replacing itself.
+    async fn may_come_back(&self, file: SocketFile, refused_for: Duration) -> bool {
+        let met = *self.met();
+        match met {
+            Met::Process(pid, Some(began)) => refused_for < TIMEOUT && start_tick(pid).await == Some(began),
+            Met::Process(_, None) => refused_for < UNSEEN_REPLACED_WITHIN,
+            Met::Gone(known) if known == Some(file) => false,
+            Met::Gone(_) | Met::Unknown => refused_for < UNMET_REPLACED_WITHIN,
+        }
+    }
+
+    fn met(&self) -> MutexGuard<'_, Met> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -198,17 +278,25 @@ fn uptime(word: &str) -> Option<TimeDelta> {
     TimeDelta::try_seconds(seconds).filter(|_| rest.is_empty())
 }
 
-/// When a process started, from field 22 of its `stat` (proc(5)), in ticks since boot.
+/// When a process started.
 async fn started(pid: i32) -> Option<DateTime<Utc>> {
     /// The kernel's USER_HZ, which is 100 on every architecture that HAProxy is built for.
     const MILLISECONDS_A_TICK: i64 = 10;
-    let stat = tokio::fs::read_to_string(format!("/proc/{pid}/stat")).await.ok()?;
+    let tick = start_tick(pid).await?;
     let uptime = tokio::fs::read_to_string("/proc/uptime").await.ok()?;
-    // The second field is a name in parentheses, and may itself have any character.
-    let ticks: i64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
     let (seconds, hundredths) = uptime.split_whitespace().next()?.split_once('.')?;
     let now = seconds.parse::<i64>().ok()? * 1000 + hundredths.parse::<i64>().ok()? * 10;
-    Some(Utc::now() - TimeDelta::try_milliseconds(now - ticks * MILLISECONDS_A_TICK)?)
+    Some(Utc::now() - TimeDelta::try_milliseconds(now - tick * MILLISECONDS_A_TICK)?)
+}
+
+/// When a living process started, in ticks since boot: field 22 of its `stat` (proc(5)).
+async fn start_tick(pid: i32) -> Option<i64> {
+    let stat = tokio::fs::read_to_string(format!("/proc/{pid}/stat")).await.ok()?;
+    // The second field is a name in parentheses, and may itself have any character.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    // One that has ended stays, as Z, until its parent has asked how.
+    let ended = matches!(*fields.first()?, "Z" | "X");
+    fields.get(19).filter(|_| !ended)?.parse().ok()
 }
 
 /// Resident memory of a process (proc(5), `VmRSS`).
@@ -287,9 +375,9 @@ mod tests {
                 let mut question = String::new();
                 stream.read_to_string(&mut question).await.unwrap();
                 let answer = if question.contains("show info") {
-                    "Name: HAProxy\nPoolAlloc_MB: 7\nPoolUsed_MB: 5\n".to_owned()
+                    "Name: HAProxy\nPoolAlloc_MB: 7\nPoolUsed_MB: 5\n\n".to_owned()
                 } else {
-                    format!("1 master 0 [failed: 0] 9d00h00m00s 3.0\n# workers\n{pid} worker 0 9d00h00m00s 3.0\n")
+                    format!("1 master 0 [failed: 0] 9d00h00m00s 3.0\n# workers\n{pid} worker 0 9d00h00m00s 3.0\n\n")
                 };
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
