@@ -27,6 +27,7 @@ mod files;
 mod lane;
 mod master;
 mod probe;
+mod processes;
 mod publish;
 mod reload;
 mod render;
@@ -51,9 +52,9 @@ pub use certs::Certificates;
 use certs::Certs;
 pub use check::CheckedConfig;
 use lane::Lane;
-pub use master::Worker;
 use master::{Master, Running};
 use probe::Probe;
+pub use processes::Worker;
 pub use reload::ReloadSignal;
 pub use render::Candidate;
 pub use routes::{Moment, Route, RouteChange, Routes};
@@ -139,7 +140,16 @@ pub enum HaproxyError {
         /// Why it failed.
         source: std::io::Error,
     },
-    /// Somebody answers at the master's socket, but not as HAProxy's master does.
+    /// Somebody listens at the socket, and gives no answer.
+    #[error("the socket {}: no answer within {} s", .path.display(), .after.as_secs())]
+    Deaf {
+        /// The socket.
+        path: PathBuf,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// Somebody answers at the master's socket, but not as HAProxy's master does; or it can't be
+    /// said whether anybody is there.
     #[error("the master socket {}: {reason}", .path.display())]
     Socket {
         /// The socket.
@@ -184,13 +194,13 @@ pub trait Proxy: Send + Sync + 'static {
     /// or new. No when HAProxy is down.
     ///
     /// # Errors
-    /// [`HaproxyError::Socket`] when the master answers with something else.
+    /// [`HaproxyError::Socket`] and [`HaproxyError::Deaf`] when it can't be said.
     fn busy(&self, port: u16) -> impl Future<Output = Result<bool, HaproxyError>> + Send;
 
     /// What was counted for each app since it was last asked; none when HAProxy is down.
     ///
     /// # Errors
-    /// [`HaproxyError::Socket`] when the master answers with something else.
+    /// [`HaproxyError::Socket`] and [`HaproxyError::Deaf`] when it can't be said.
     fn usage(&self) -> impl Future<Output = Result<Option<Usage>, HaproxyError>> + Send;
 
     /// When the oldest worker started of those that a reload has told to leave; none when there
@@ -198,7 +208,7 @@ pub trait Proxy: Send + Sync + 'static {
     /// later than this may still be reached through it.
     ///
     /// # Errors
-    /// [`HaproxyError::Socket`] when the master answers with something else.
+    /// [`HaproxyError::Socket`] and [`HaproxyError::Deaf`] when it can't be said.
     fn oldest_leaving_worker(&self) -> impl Future<Output = Result<Option<DateTime<Utc>>, HaproxyError>> + Send;
 
     /// Whether the Hoodie at this host answers 200 through HAProxy now.
@@ -416,7 +426,7 @@ impl Proxy for Haproxy {
     }
 
     async fn now(&self) -> Moment {
-        Moment(self.lane.now().await)
+        Moment(self.lane.now())
     }
 
     async fn change(&self, change: &RouteChange) -> Result<bool, HaproxyError> {
@@ -432,7 +442,7 @@ impl Proxy for Haproxy {
     }
 
     async fn busy(&self, port: u16) -> Result<bool, HaproxyError> {
-        for worker in self.workers().await? {
+        for worker in self.master.workers_for_sure().await?.unwrap_or_default() {
             if self.master.has_stream(worker.pid, port).await? {
                 return Ok(true);
             }
@@ -445,7 +455,8 @@ impl Proxy for Haproxy {
     }
 
     async fn oldest_leaving_worker(&self) -> Result<Option<DateTime<Utc>>, HaproxyError> {
-        Ok(self.workers().await?.iter().filter(|worker| !worker.current).map(|worker| worker.started).min())
+        let workers = self.master.workers_for_sure().await?.unwrap_or_default();
+        Ok(workers.iter().filter(|worker| !worker.current).map(|worker| worker.started).min())
     }
 
     async fn answers(&self, host: &Hostname) -> bool {

@@ -210,6 +210,30 @@ async fn a_volume_that_is_gone_is_not_archived_as_an_empty_one() {
 }
 
 #[tokio::test]
+async fn a_volume_that_is_gone_is_not_replaced_by_an_empty_one() {
+    let haas = Installation::up_with("[reconcile]\nbackoff_base = \"500ms\"\nbackoff_max = \"1s\"").await;
+    haas.provision("alice", "notes").await.sign_up("carol").await;
+    haas.order("sleep", "alice", "notes").await;
+    docker(&["rm", &haas.container("alice", "notes")]).await;
+    // As after a start of the engine without the disk that has its data.
+    let volume = volumes(&haas).await.remove(0);
+    docker(&["volume", "rm", &volume]).await;
+    haas.haas(&["wake", &haas.user("alice"), "notes", "--no-wait"]).await;
+    eventually("it says so", LIMIT, || async {
+        let row = haas.instance("alice", "notes").await;
+        row["last_error"].as_str().is_some_and(|error| error.contains("is gone")).then_some(())
+    })
+    .await;
+    assert!(haas.containers().await.is_empty() && volumes(&haas).await.is_empty());
+    // Nobody has to live with that for ever.
+    assert_eq!(haas.deprovision("alice", "notes").await.0, 200);
+    let anew = haas.provision("alice", "notes").await;
+    assert!(!anew.knows("carol").await);
+    anew.sign_up("dave").await;
+    assert_eq!(volumes(&haas).await, [volume]);
+}
+
+#[tokio::test]
 async fn a_tombstone_leaves_the_container_alone_that_has_its_name_now() {
     let haas = Installation::up().await;
     haas.provision("a", "b-c").await;

@@ -274,6 +274,10 @@ async fn a_generation_that_does_not_come_up_makes_way_for_the_last_good_one(live
         assert_eq!(rig.get("notes.alice.haas.localhost", "/").await.by(), "notes");
     }
     assert_eq!(haproxy.running_generation().await.unwrap(), Some(generation));
+    eventually("the one that serves is the current one", async || {
+        haproxy.workers().await.is_ok_and(|workers| workers.len() == 1 && workers[0].current)
+    })
+    .await;
     // So that a restart serves.
     rig.stop();
     rig.start().await;

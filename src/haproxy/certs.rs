@@ -23,7 +23,8 @@ use chrono::Utc;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::master::{Master, Worker};
+use super::master::Master;
+use super::processes::Worker;
 use super::{COMPARE_EVERY, HaproxyError, Route, Routes, Settings, check, files};
 use crate::instance::name::Hostname;
 use crate::tls::{Bundle, Refusal, Store, StoreError, covers, needed};

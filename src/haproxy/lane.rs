@@ -21,6 +21,7 @@ mod map;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -47,6 +48,8 @@ pub(super) struct Lane {
     control: Hostname,
     current: Socket,
     faults: Faults,
+    /// Counts changes.
+    sequence: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -56,8 +59,6 @@ struct State {
     entries: Option<Entries>,
     /// Workers whose maps say the same.
     agreed: HashSet<i32>,
-    /// Counts changes.
-    sequence: u64,
     /// Hosts that were changed alone, and when.
     recent: HashMap<Hostname, u64>,
     /// Whether `entries` has changed since the workers were last compared.
@@ -84,7 +85,8 @@ pub(super) enum Following {
 impl Lane {
     pub fn new(settings: &Settings, faults: Faults) -> Self {
         let (dir, control) = (settings.dir.clone(), settings.domain.clone());
-        Self { dir, control, current: Socket::new(settings.stats_socket.clone()), faults, state: Mutex::default() }
+        let current = Socket::new(settings.stats_socket.clone());
+        Self { dir, control, current, faults, sequence: AtomicU64::new(0), state: Mutex::default() }
     }
 
     pub fn with_faults(self, faults: Faults) -> Self {
@@ -92,8 +94,9 @@ impl Lane {
     }
 
     /// This moment, for [`Lane::settle`].
-    pub async fn now(&self) -> u64 {
-        self.state.lock().await.sequence
+    pub fn now(&self) -> u64 {
+        // Whoever changes a route has written it to the manifest before: no need to wait for it.
+        self.sequence.load(Ordering::SeqCst)
     }
 
     /// Changes where some hosts lead. True when every worker follows; otherwise it may or may
@@ -104,7 +107,7 @@ impl Lane {
         let Some(mut entries) = state.entries.take() else { return Ok(false) };
         let (hosts, target) = (change.hosts(), change.target());
         let mut steps = Vec::new();
-        state.sequence += 1;
+        let sequence = self.sequence.fetch_add(1, Ordering::SeqCst) + 1;
         // The control API's own host is never an app's.
         for host in hosts.into_iter().filter(|host| **host != self.control) {
             let before = match &target {
@@ -112,7 +115,7 @@ impl Lane {
                 None => entries.remove(host),
             };
             steps.push(Entry { host, before, after: target.as_deref() });
-            state.recent.insert(host.clone(), state.sequence);
+            state.recent.insert(host.clone(), sequence);
         }
         // Whoever is dropped on the way from here has told nobody, or not all.
         let agreed = std::mem::take(&mut state.agreed);
@@ -279,9 +282,13 @@ impl Lane {
                     state.agreed.insert(worker.pid);
                 }
                 // One that gives no answer takes no request either, and is on its way out.
-                Err(error) if !worker.current => {
+                Err(error @ HaproxyError::Deaf { .. }) if !worker.current => {
                     log::warn!("an old worker of HAProxy (process {}) is left alone: {error}", worker.pid);
                     state.deaf.insert(worker.pid, Instant::now());
+                }
+                Err(error) if !worker.current => {
+                    log::debug!("what an old worker of HAProxy (process {}) routes is not known: {error}", worker.pid);
+                    old_in_doubt = true;
                 }
                 Err(error) => return Err(error),
             }

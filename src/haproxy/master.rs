@@ -9,16 +9,19 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::Utc;
 use tokio::time::{Instant, sleep};
 
 use super::HaproxyError;
+use super::processes::{self, Processes, Worker, resident_mib, start_tick, started};
 use super::render::MAP;
 use super::socket::{Answer, NO_SUCH_WORKER, Socket, SocketFile, TIMEOUT, is_question};
 
-/// Between two questions to a master that is replacing itself.
+/// Between two questions to a master that is replacing itself; less often when that takes long.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
-/// How long a question may take that can be asked again; the next time twice as long.
+const ASK_AGAIN_LATER: Duration = Duration::from_millis(50);
+/// How long a question may take that can be asked again; then it may take twice as long, and at
+/// last whatever is left of the time for all.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
 /// How long a master that can't be looked at, as one of another namespace, may be replacing itself.
 const UNSEEN_REPLACED_WITHIN: Duration = Duration::from_secs(5);
@@ -34,16 +37,27 @@ pub(super) struct Master {
     met: Mutex<Met>,
 }
 
-/// What is known of whoever answers at the socket.
+/// What is known of whoever listens at the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Met {
     /// Somebody may be there.
     Unknown,
-    /// This process, which began at this tick since boot where it can be looked at. It keeps both
-    /// when it executes itself anew.
-    Process(i32, Option<i64>),
-    /// Nobody is behind this file.
-    Gone(Option<SocketFile>),
+    /// A process, by its id and the tick since boot at which it began, where it can be looked at.
+    /// It keeps both when it executes itself anew.
+    Listener(Option<(i32, i64)>),
+    /// Whoever was behind this file was waited for in vain.
+    Silent(SocketFile),
+}
+
+/// What may be hoped of a master that refuses connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hope {
+    /// It may be replacing itself.
+    Wait,
+    /// It was waited for long enough, and may live all the same.
+    GiveUp,
+    /// Its process has ended.
+    None,
 }
 
 /// What the current worker says that it runs.
@@ -55,28 +69,6 @@ pub(super) enum Running {
     Foreign,
     /// This one.
     Generation(String),
-}
-
-/// HAProxy's processes.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Processes {
-    /// The master's process id.
-    pub master: i32,
-    /// Reloads that failed since one succeeded.
-    pub failed: u32,
-    /// The current worker first.
-    pub workers: Vec<Worker>,
-}
-
-/// A process that serves, or still serves, requests.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Worker {
-    /// Its process id.
-    pub pid: i32,
-    /// Whether it takes new connections. An old one only ends what it has begun.
-    pub current: bool,
-    /// When it started.
-    pub started: DateTime<Utc>,
 }
 
 impl Master {
@@ -92,13 +84,28 @@ impl Master {
         })
     }
 
-    /// Who runs; none when HAProxy is down.
+    /// Who runs; none when HAProxy is down, or seems to be.
     pub(super) async fn processes(&self) -> Result<Option<Processes>, HaproxyError> {
-        let Some(answer) = self.ask("show proc").await? else { return Ok(None) };
-        let mut processes =
-            processes(&answer, Utc::now()).ok_or_else(|| self.socket.error(format!("no master in {answer:?}")))?;
-        let began = if self.own_pids { start_tick(processes.master).await } else { None };
-        *self.met() = Met::Process(processes.master, began);
+        let answer = self.ask_patiently("show proc").await?;
+        self.read_processes(answer).await
+    }
+
+    /// Every living worker; none when HAProxy is down, and nobody has to reckon with it.
+    ///
+    /// # Errors
+    /// [`HaproxyError::Socket`], too when it only seems to be down.
+    pub(super) async fn workers_for_sure(&self) -> Result<Option<Vec<Worker>>, HaproxyError> {
+        let answer = self.ask_patiently("show proc").await?;
+        if answer == Answer::Unclear {
+            return Err(self.unclear());
+        }
+        Ok(self.read_processes(answer).await?.map(|processes| processes.workers))
+    }
+
+    async fn read_processes(&self, answer: Answer) -> Result<Option<Processes>, HaproxyError> {
+        let Some(answer) = self.socket.finally(answer)? else { return Ok(None) };
+        let mut processes = processes::parse(&answer, Utc::now())
+            .ok_or_else(|| self.socket.error(format!("no master in {answer:?}")))?;
         for worker in processes.workers.iter_mut().filter(|_| self.own_pids) {
             // The uptime there is in whole seconds; the kernel knows better.
             if let Some(started) = started(worker.pid).await {
@@ -155,11 +162,9 @@ impl Master {
     }
 
     /// Whether a worker still takes connections (management guide, `show info`: `Stopping`).
-    pub(super) async fn is_listening(&self, pid: i32) -> bool {
-        match self.tell(pid, "show info").await {
-            Ok(Some(info)) => info.lines().any(|line| line.trim() == "Stopping: 0"),
-            Ok(None) | Err(_) => false,
-        }
+    pub(super) async fn is_listening(&self, pid: i32) -> Result<bool, HaproxyError> {
+        let info = self.tell(pid, "show info").await?;
+        Ok(info.is_some_and(|info| info.lines().any(|line| line.trim() == "Stopping: 0")))
     }
 
     /// The current worker's map, as it shows it.
@@ -167,60 +172,102 @@ impl Master {
         self.ask(&format!("@1 show map {MAP}")).await
     }
 
-    /// Tells one worker something; none when the master, or that worker, is not there any more.
+    /// Tells one worker something; none when HAProxy, or that worker, is not there any more.
     ///
     /// # Errors
-    /// [`HaproxyError::Socket`], too when a worker that is still there may have done it or not.
+    /// [`HaproxyError::Deaf`]; [`HaproxyError::Socket`], too when a worker that is still there may
+    /// have heard it or not.
     pub(super) async fn tell(&self, pid: i32, command: &str) -> Result<Option<String>, HaproxyError> {
         let command = format!("@!{pid} {command}");
-        let answer = self.ask_patiently(&command).await?;
+        let mut answer = self.ask_patiently(&command).await?;
         if answer == Answer::CutOff && !is_question(&command) {
             // One that is just leaving gives no answer.
-            let there = self.ask(&format!("@!{pid} show info")).await?;
-            if there.is_none_or(|answer| answer.starts_with(NO_SUCH_WORKER)) {
-                return Ok(None);
+            match self.ask_patiently(&format!("@!{pid} show info")).await? {
+                Answer::Whole(there) if !there.starts_with(NO_SUCH_WORKER) => {}
+                gone => answer = gone,
             }
         }
-        Ok(self.socket.finally(answer)?.filter(|answer| !answer.starts_with(NO_SUCH_WORKER)))
+        match answer {
+            Answer::Unclear => Err(self.unclear()),
+            answer => Ok(self.socket.finally(answer)?.filter(|answer| !answer.starts_with(NO_SUCH_WORKER))),
+        }
     }
 
-    /// The answer; none when HAProxy is down.
+    /// The answer; none when HAProxy is down, or seems to be.
     async fn ask(&self, command: &str) -> Result<Option<String>, HaproxyError> {
         self.socket.finally(self.ask_patiently(command).await?)
+    }
+
+    pub(super) fn error(&self, reason: String) -> HaproxyError {
+        self.socket.error(reason)
+    }
+
+    fn unclear(&self) -> HaproxyError {
+        self.socket.error("it refuses connections, and whether HAProxy lives can't be seen".to_owned())
     }
 
     /// Asks, and waits while the master replaces itself. Only a question is asked again when it may
     /// have been heard.
     async fn ask_patiently(&self, command: &str) -> Result<Answer, HaproxyError> {
         let began = Instant::now();
+        let mut refused_since = None;
         // A master of HAProxy 3.4 that is asked in a bad moment forgets that one question.
         let mut limit = if is_question(command) { FIRST_LIMIT } else { TIMEOUT };
         loop {
             let answer = self.socket.ask_once(command, limit).await?;
-            let may_repeat = is_question(command) && began.elapsed() < TIMEOUT;
+            let left = TIMEOUT.saturating_sub(began.elapsed());
+            let may_repeat = !left.is_zero() && (answer == Answer::Unheard || is_question(command));
             match &answer {
-                Answer::CutOff if may_repeat => {}
-                Answer::Late if may_repeat => limit *= 2,
-                Answer::Nobody(Some(file)) if self.may_come_back(*file, began.elapsed()).await => {}
-                Answer::Nobody(file) => {
-                    *self.met() = Met::Gone(*file);
+                Answer::Whole(_) => {
+                    self.meet().await;
                     return Ok(answer);
                 }
-                Answer::CutOff | Answer::Late | Answer::Whole(_) => return Ok(answer),
+                Answer::Nobody(Some(file)) => {
+                    let since = *refused_since.get_or_insert_with(Instant::now);
+                    match self.hope(*file, since.elapsed()).await {
+                        Hope::Wait => {}
+                        Hope::GiveUp => return Ok(Answer::Unclear),
+                        Hope::None => return Ok(answer),
+                    }
+                }
+                Answer::CutOff | Answer::Late | Answer::Unheard if may_repeat => refused_since = None,
+                _ => return Ok(answer),
             }
-            sleep(ASK_AGAIN).await;
+            if answer == Answer::Late {
+                limit = if limit == FIRST_LIMIT { 2 * FIRST_LIMIT } else { left };
+            }
+            let soon = began.elapsed() < FIRST_LIMIT;
+            sleep(if soon { ASK_AGAIN } else { ASK_AGAIN_LATER }).await;
         }
     }
 
+    /// Remembers who has answered.
+    async fn meet(&self) {
+        let listener = match self.socket.listener() {
+            Some(pid) => start_tick(pid).await.map(|tick| (pid, tick)),
+            None => None,
+        };
+        *self.met() = Met::Listener(listener);
+    }
+
     /// Whether a master that has refused connections for so long may be replacing itself.
-    async fn may_come_back(&self, file: SocketFile, refused_for: Duration) -> bool {
+    async fn hope(&self, file: SocketFile, refused_for: Duration) -> Hope {
         let met = *self.met();
-        match met {
-            Met::Process(pid, Some(began)) => refused_for < TIMEOUT && start_tick(pid).await == Some(began),
-            Met::Process(_, None) => refused_for < UNSEEN_REPLACED_WITHIN,
-            Met::Gone(known) if known == Some(file) => false,
-            Met::Gone(_) | Met::Unknown => refused_for < UNMET_REPLACED_WITHIN,
+        let limit = match met {
+            Met::Listener(Some((pid, tick))) if start_tick(pid).await == Some(tick) => TIMEOUT,
+            Met::Listener(Some(_)) => return Hope::None,
+            Met::Listener(None) => UNSEEN_REPLACED_WITHIN,
+            Met::Silent(known) if known == file => Duration::ZERO,
+            Met::Silent(_) | Met::Unknown => UNMET_REPLACED_WITHIN,
+        };
+        if refused_for < limit {
+            return Hope::Wait;
         }
+        // Whoever lives is waited for the next time, too.
+        if !matches!(met, Met::Listener(Some(_))) {
+            *self.met() = Met::Silent(file);
+        }
+        Hope::GiveUp
     }
 
     fn met(&self) -> MutexGuard<'_, Met> {
@@ -234,79 +281,6 @@ fn generation(answer: &str) -> Option<String> {
     rest.split_once('>').map(|(word, _)| word.to_owned())
 }
 
-/// Reads the answer to `show proc`. The columns have changed between versions, so a line is known
-/// by its type, and the uptime by its form. An uptime is rounded down: the start is put a second
-/// earlier, since to think a worker younger than it is would be the dangerous mistake.
-fn processes(answer: &str, now: DateTime<Utc>) -> Option<Processes> {
-    let mut master = None;
-    let mut workers = Vec::new();
-    let mut current = true;
-    for line in answer.lines() {
-        if line.starts_with('#') {
-            current = !line.contains("old workers");
-            continue;
-        }
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let (Some(pid), Some(kind)) = (words.first().and_then(|word| word.parse().ok()), words.get(1)) else {
-            continue;
-        };
-        match *kind {
-            "master" => {
-                let failed = words.iter().skip_while(|word| **word != "[failed:").nth(1);
-                let failed = failed.and_then(|word| word.trim_end_matches(']').parse().ok());
-                master = Some((pid, failed.unwrap_or(0)));
-            }
-            "worker" => {
-                let uptime = words.iter().find_map(|word| uptime(word)).unwrap_or(TimeDelta::zero());
-                workers.push(Worker { pid, current, started: now - uptime - TimeDelta::seconds(1) });
-            }
-            _ => {}
-        }
-    }
-    master.map(|(master, failed)| Processes { master, failed, workers })
-}
-
-/// `0d00h02m07s`
-fn uptime(word: &str) -> Option<TimeDelta> {
-    let mut rest = word;
-    let mut seconds = 0;
-    for (unit, length) in [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)] {
-        let (number, after) = rest.split_once(unit)?;
-        seconds += number.parse::<i64>().ok()?.checked_mul(length)?;
-        rest = after;
-    }
-    TimeDelta::try_seconds(seconds).filter(|_| rest.is_empty())
-}
-
-/// When a process started.
-async fn started(pid: i32) -> Option<DateTime<Utc>> {
-    /// The kernel's USER_HZ, which is 100 on every architecture that HAProxy is built for.
-    const MILLISECONDS_A_TICK: i64 = 10;
-    let tick = start_tick(pid).await?;
-    let uptime = tokio::fs::read_to_string("/proc/uptime").await.ok()?;
-    let (seconds, hundredths) = uptime.split_whitespace().next()?.split_once('.')?;
-    let now = seconds.parse::<i64>().ok()? * 1000 + hundredths.parse::<i64>().ok()? * 10;
-    Some(Utc::now() - TimeDelta::try_milliseconds(now - tick * MILLISECONDS_A_TICK)?)
-}
-
-/// When a living process started, in ticks since boot: field 22 of its `stat` (proc(5)).
-async fn start_tick(pid: i32) -> Option<i64> {
-    let stat = tokio::fs::read_to_string(format!("/proc/{pid}/stat")).await.ok()?;
-    // The second field is a name in parentheses, and may itself have any character.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    // One that has ended stays, as Z, until its parent has asked how.
-    let ended = matches!(*fields.first()?, "Z" | "X");
-    fields.get(19).filter(|_| !ended)?.parse().ok()
-}
-
-/// Resident memory of a process (proc(5), `VmRSS`).
-async fn resident_mib(pid: i32) -> Option<u64> {
-    let status = tokio::fs::read_to_string(format!("/proc/{pid}/status")).await.ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib / 1024)
-}
-
 fn pool_mib(info: &str) -> Option<u64> {
     info.lines().find_map(|line| line.strip_prefix("PoolAlloc_MB:"))?.trim().parse().ok()
 }
@@ -318,36 +292,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn show_proc_is_read_in_the_forms_that_versions_give_it() {
-        let now = Utc::now();
-        let ago = |seconds: i64| now - TimeDelta::seconds(seconds + 1);
-        let answer = "#<PID>          <type>          <reloads>       <uptime>        <version>\n\
-            1162            master          5 [failed: 2]   0d00h02m07s     2.6.12\n\
-            # workers\n\
-            1271            worker          1               0d00h00m09s     2.6.12\n\
-            # old workers\n\
-            1233            worker          3               1d01h01m43s     2.6.12\n\
-            # programs\n\
-            1244            foo             0               0d00h00m00s     -\n\n";
-        let expected = Processes {
-            master: 1162,
-            failed: 2,
-            workers: vec![
-                Worker { pid: 1271, current: true, started: ago(9) },
-                Worker { pid: 1233, current: false, started: ago(90_103) },
-            ],
-        };
-        assert_eq!(processes(answer, now), Some(expected));
-        // 2.4 and earlier: no count of failures, and a relative number for each worker.
-        let answer = "#<PID> <type> <relative PID> <reloads> <uptime> <version>\n\
-            7 master 0 2 0d00h00m01s 2.4\n# workers\n8 worker 1 0 0d00h00m01s 2.4\n# programs\n";
-        let read = processes(answer, now).unwrap();
-        assert_eq!((read.master, read.failed, read.workers.len()), (7, 0, 1));
-        assert_eq!(read.workers[0].started, ago(1));
-        assert_eq!(processes("Permission denied", now), None);
-    }
-
-    #[test]
     fn a_generation_is_read_from_what_get_var_says() {
         let answer = "proc.haas_generation: type=str value=<abc123>\n\n";
         assert_eq!(generation(answer).as_deref(), Some("abc123"));
@@ -356,9 +300,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_kernel_knows_when_a_process_started() {
-        let age = Utc::now() - started(std::process::id().cast_signed()).await.unwrap();
-        assert!(age >= TimeDelta::milliseconds(-50) && age < TimeDelta::hours(1), "{age}");
+    async fn a_question_that_finds_a_full_queue_is_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master.sock");
+        let socket = tokio::net::UnixSocket::new_stream().unwrap();
+        socket.bind(&path).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let mut others = Vec::new();
+        while let Ok(other) = tokio::net::UnixStream::connect(&path).await {
+            others.push(other);
+        }
+        assert!(!others.is_empty());
+        let master = Master::new(path, true);
+        let serve = async {
+            sleep(Duration::from_millis(50)).await;
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    stream.read_to_end(&mut Vec::new()).await.ok();
+                    stream.write_all(b"\n").await.ok();
+                });
+            }
+        };
+        tokio::select! {
+            told = master.tell(7, "del map routes.map a") => assert_eq!(told.unwrap().as_deref(), Some("\n")),
+            () = serve => {}
+        }
     }
 
     #[tokio::test]

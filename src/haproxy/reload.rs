@@ -10,9 +10,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::master::{Processes, Running};
+use super::master::Running;
+use super::processes::Processes;
 use super::{Haproxy, HaproxyError, files};
 use crate::failpoint::Boundary;
 
@@ -54,7 +55,6 @@ impl Haproxy {
 
     /// The inner error says what was seen instead of the generation.
     async fn signal_and_confirm(&self, generation: &str) -> Result<Result<(), String>, HaproxyError> {
-        let deadline = Instant::now() + self.settings.confirm_timeout;
         // From who answers at the socket, never from a file: a stale process id could be anyone's.
         let Some(before) = self.master.processes().await? else {
             return Ok(Err("it went away before it could be told to reload".to_owned()));
@@ -63,29 +63,42 @@ impl Haproxy {
             return Ok(Err(format!("the signal to its master: {reason}")));
         }
         self.faults.hit(Boundary::HaproxySignalled).await;
-        let mut last = String::new();
-        while Instant::now() < deadline {
+        let deadline = Instant::now() + self.settings.confirm_timeout;
+        let mut last = "it gives no answer".to_owned();
+        let confirmed = timeout_at(deadline, self.confirmed(generation, &before, &mut last)).await;
+        match confirmed {
+            Ok(Ok(())) => {
+                self.old_workers_have_stopped_listening(deadline).await;
+                Ok(Ok(()))
+            }
+            Ok(Err(reason)) => Ok(Err(reason)),
+            Err(_) => Ok(Err(format!("{last} after {:?}", self.settings.confirm_timeout))),
+        }
+    }
+
+    /// Waits until the current worker is a new one with this generation; the error says why it won't
+    /// come to that. `last` is what was seen last.
+    async fn confirmed(&self, generation: &str, before: &Processes, last: &mut String) -> Result<(), String> {
+        loop {
             // While the master replaces itself, connections are cut: no answer is no verdict.
             match self.master.running().await {
-                Ok(Running::Generation(running)) if running == generation && self.is_new(&before).await => {
-                    self.old_workers_have_stopped_listening(deadline).await;
-                    return Ok(Ok(()));
+                Ok(Running::Generation(running)) if running == generation && self.is_new(before).await => {
+                    return Ok(());
                 }
-                Ok(Running::Generation(running)) => last = format!("the worker still has generation {running}"),
-                Ok(Running::Foreign) => "the worker has no generation".clone_into(&mut last),
-                Ok(Running::Down) => "nobody answers at the master's socket".clone_into(&mut last),
-                Err(error) => last = error.to_string(),
+                Ok(Running::Generation(running)) => *last = format!("the worker still has generation {running}"),
+                Ok(Running::Foreign) => "the worker has no generation".clone_into(last),
+                Ok(Running::Down) => "nobody answers at the master's socket".clone_into(last),
+                Err(error) => *last = error.to_string(),
             }
             if let Ok(Some(now)) = self.master.processes().await
-                && now.failed > before.failed
+                && (now.failed > before.failed || (now.failed > 0 && now.reloads > before.reloads))
             {
                 let logs = self.master.startup_logs().await;
                 let logs = logs.unwrap_or_else(|| "its own log says why".to_owned());
-                return Ok(Err(format!("the reload failed: {logs}")));
+                return Err(format!("the reload failed: {logs}"));
             }
             tokio::time::sleep(POLL).await;
         }
-        Ok(Err(format!("{last} after {:?}", self.settings.confirm_timeout)))
     }
 
     /// Whether the current worker is another one than before: with the same generation, that is
@@ -102,8 +115,13 @@ impl Haproxy {
     async fn old_workers_have_stopped_listening(&self, deadline: Instant) {
         let Ok(Some(processes)) = self.master.processes().await else { return };
         for old in processes.workers.iter().filter(|worker| !worker.current) {
-            while Instant::now() < deadline && self.master.is_listening(old.pid).await {
-                tokio::time::sleep(POLL).await;
+            let stops = async {
+                while !matches!(self.master.is_listening(old.pid).await, Ok(false) | Err(HaproxyError::Deaf { .. })) {
+                    tokio::time::sleep(POLL).await;
+                }
+            };
+            if timeout_at(deadline, stops).await.is_err() {
+                return;
             }
         }
     }

@@ -6,6 +6,7 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,10 +19,14 @@ use super::HaproxyError;
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// How the master begins to say that a worker is not, or no longer, there.
 pub(super) const NO_SUCH_WORKER: &str = "Can't find the target";
+/// What the master says of a worker that is just coming or leaving.
+const NO_CONNECTION: &str = "Can't connect to the target CLI!\n";
 
 /// Where HAProxy is asked.
 pub(super) struct Socket {
     path: PathBuf,
+    /// Who listened when it was last asked; 0 when that can't be seen from here.
+    listener: AtomicI32,
 }
 
 /// Which file: whoever listens anew makes another one.
@@ -36,6 +41,10 @@ pub(super) struct SocketFile {
 pub(super) enum Answer {
     /// Nobody listens, at this file if there is one.
     Nobody(Option<SocketFile>),
+    /// Nobody listens at the moment; whether somebody is there can't be said.
+    Unclear,
+    /// More have asked than are listened to at a time: it was not heard.
+    Unheard,
     /// Somebody took the question and was gone before the answer was whole.
     CutOff,
     /// It was not there in time.
@@ -46,7 +55,7 @@ pub(super) enum Answer {
 
 impl Socket {
     pub fn new(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, listener: AtomicI32::new(0) }
     }
 
     /// The answer; none when nobody listens.
@@ -63,6 +72,8 @@ impl Socket {
                 ErrorKind::NotFound => Ok(Answer::Nobody(None)),
                 ErrorKind::ConnectionRefused => Ok(Answer::Nobody(self.file().await)),
                 ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ok(Answer::CutOff),
+                // connect(2) at a socket whose backlog is full.
+                ErrorKind::WouldBlock => Ok(Answer::Unheard),
                 _ => Err(self.error(error.to_string())),
             },
             Err(_) => Ok(Answer::Late),
@@ -73,10 +84,17 @@ impl Socket {
     pub fn finally(&self, answer: Answer) -> Result<Option<String>, HaproxyError> {
         match answer {
             Answer::Whole(answer) => Ok(Some(answer)),
-            Answer::Nobody(_) => Ok(None),
+            Answer::Nobody(_) | Answer::Unclear => Ok(None),
+            Answer::Unheard => Err(self.error("too many ask at once".to_owned())),
             Answer::CutOff => Err(self.error("it was gone before its answer was whole".to_owned())),
-            Answer::Late => Err(self.error(format!("no answer within {} s", TIMEOUT.as_secs()))),
+            Answer::Late => Err(HaproxyError::Deaf { path: self.path.clone(), after: TIMEOUT }),
         }
+    }
+
+    /// The process that listened when it was last asked, if it can be seen from here (unix(7),
+    /// `SO_PEERCRED`).
+    pub fn listener(&self) -> Option<i32> {
+        Some(self.listener.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
     }
 
     async fn file(&self) -> Option<SocketFile> {
@@ -86,6 +104,8 @@ impl Socket {
 
     async fn talk(&self, command: &str) -> std::io::Result<String> {
         let mut stream = UnixStream::connect(&self.path).await?;
+        let listener = stream.peer_cred().ok().and_then(|of| of.pid());
+        self.listener.store(listener.unwrap_or(0), Ordering::Relaxed);
         stream.write_all(command.as_bytes()).await?;
         // A payload ends with an empty line of its own.
         if !command.ends_with("\n\n") {
@@ -105,6 +125,9 @@ impl Socket {
 /// Whether an answer is there to its end: each has at least one line, and a list an empty one
 /// after its last.
 fn is_whole(command: &str, answer: &str) -> bool {
+    if answer.ends_with(NO_CONNECTION) {
+        return false;
+    }
     let refusal = answer.starts_with(NO_SUCH_WORKER);
     let list = is_question(command) && command.contains("show ") && !refusal;
     if list { answer == "\n" || answer.ends_with("\n\n") } else { answer.ends_with('\n') }
@@ -139,6 +162,7 @@ mod tests {
         }
         assert!(!is_whole("@!7 show table limits", "# table: limits, type: string\n0x7f: key=a:1\n"));
         assert!(!is_whole("@!7 show table limits", "# table: limits, type: str"));
+        assert!(!is_whole("@1 get var proc.haas_generation", "Can't connect to the target CLI!\n"));
     }
 
     #[test]

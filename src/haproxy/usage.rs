@@ -64,15 +64,17 @@ impl Earlier {
 
 /// Asks every living worker; none when HAProxy is down.
 async fn ask(master: &Master) -> Result<Option<Usage>, HaproxyError> {
-    let Some(processes) = master.processes().await? else { return Ok(None) };
+    let Some(workers) = master.workers_for_sure().await? else { return Ok(None) };
     let mut usage = Usage::new();
-    for worker in processes.workers {
+    for worker in workers {
         match master.tell(worker.pid, &format!("show table {TABLE}")).await {
             Ok(Some(answer)) => add(&mut usage, &answer),
             // It has left.
             Ok(None) => {}
-            // An old one that gives no answer takes no request either.
-            Err(error) if !worker.current => log::debug!("an old worker does not tell who is used: {error}"),
+            // An old one that gives no answer serves no stream either.
+            Err(error @ HaproxyError::Deaf { .. }) if !worker.current => {
+                log::debug!("an old worker does not tell who is used: {error}");
+            }
             Err(error) => return Err(error),
         }
     }

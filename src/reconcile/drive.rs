@@ -34,6 +34,8 @@ pub(super) const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Steps after which an instance that still is not settled waits for the next look.
 const ROUNDS: usize = 40;
 const DRAIN_POLL: Duration = Duration::from_millis(100);
+/// So many failed looks in a row, at least, before an app is stopped that may be in use.
+const UNSEEN_MOST: u32 = 3;
 const ALL_BUSY: &str = "all that are awake are busy";
 
 /// Why an instance was left before it was settled.
@@ -121,11 +123,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     /// One step. Says whether to go on with this instance.
     async fn step(&mut self, instance: &Instance) -> Result<bool, Halt> {
         let World { manifest, containers, faults, settings, .. } = self.world;
-        // Not being able to look is no failure of the instance.
-        let container = timeout(LOOK_TIMEOUT, containers.inspect(instance))
-            .await
-            .map_err(|_| Halt::Away("Docker does not answer".to_owned()))?
-            .map_err(|error| Halt::Away(error.to_string()))?;
+        let container = self.look(instance).await?;
         let routed = self.published.read().map_or(None, |published| published.routed(instance));
         let now = Utc::now();
         let room = self.world.awake.has(instance.id);
@@ -211,8 +209,21 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         Ok(true)
     }
 
+    /// Not being able to look is no failure of the instance.
+    async fn look(&self, instance: &Instance) -> Result<Seen, Halt> {
+        timeout(LOOK_TIMEOUT, self.world.containers.inspect(instance))
+            .await
+            .map_err(|_| Halt::Away("Docker does not answer".to_owned()))?
+            .map_err(|error| Halt::Away(error.to_string()))
+    }
+
     async fn create(&self, instance: &Instance) -> Result<(), Halt> {
         let World { manifest, containers, faults, .. } = self.world;
+        // An engine whose disk is not mounted knows of no volume: an app that has lived must not
+        // begin anew with an empty one.
+        if instance.returning() && !containers.has_volume(&instance.volume()).await? {
+            return Err(Halt::Postponed(format!("its volume {} is gone", instance.volume())));
+        }
         let DataFound(found) = containers.prepare_data(instance).await?;
         if found && !instance.restored {
             manifest.restored(instance).await?;
@@ -276,7 +287,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
                 let unchanged = fresh.is_some_and(|row| {
                     (row.generation, row.phase, row.desired) == (instance.generation, instance.phase, instance.desired)
                 });
-                let there = matches!(containers.inspect(instance).await?, Seen::Ours(_));
+                let there = matches!(self.look(instance).await?, Seen::Ours(_));
                 if !(unchanged && there) {
                     // The next look decides what now.
                     return Ok(());
@@ -344,8 +355,10 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let Some(port) = instance.port else { return Ok(()) };
         let spent = (Utc::now() - instance.phase_since).to_std().unwrap_or_default();
         let deadline = Instant::now() + self.world.settings.drain_timeout.saturating_sub(spent);
+        let mut unseen = 0;
         loop {
             let busy = self.world.proxy.busy(port).await;
+            unseen = if busy.is_err() { unseen + 1 } else { 0 };
             // Its routes are gone, but this server may still pass on to it what it has begun.
             let held = self.world.held.passed_on(instance.id);
             match busy {
@@ -354,7 +367,8 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
                     log::info!(instance:% = instance.id; "{}: its last requests are cut off", instance.container);
                     return Ok(());
                 }
-                Err(error) if Instant::now() >= deadline => {
+                // One look may take as long as all of that.
+                Err(error) if Instant::now() >= deadline && unseen >= UNSEEN_MOST => {
                     log::warn!(instance:% = instance.id; "{}: drained unseen: {error}", instance.container);
                     return Ok(());
                 }

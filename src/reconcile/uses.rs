@@ -145,9 +145,10 @@ impl Uses {
     /// Asks HAProxy.
     ///
     /// # Errors
-    /// What HAProxy's socket says: then nothing is known, and nothing changes.
+    /// What HAProxy's socket says, or [`HaproxyError::NotOurs`] when it is down: then nothing is
+    /// known, and nothing changes.
     pub async fn read<P: Proxy>(&self, proxy: &P) -> Result<(), HaproxyError> {
-        let usage = proxy.usage().await?.unwrap_or_default();
+        let usage = proxy.usage().await?.ok_or(HaproxyError::NotOurs)?;
         self.take_down(&usage, Utc::now());
         Ok(())
     }

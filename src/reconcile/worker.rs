@@ -153,9 +153,10 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
             Err(error) => self.health.docker(Some(error.to_string())),
         }
         look_at_image(&self.world.containers, &self.health).await;
-        match self.world.proxy.health().await {
-            Ok(()) => self.health.haproxy(None),
-            Err(error) => self.health.haproxy(Some(error.to_string())),
+        match timeout(LOOK_TIMEOUT, self.world.proxy.health()).await {
+            Ok(Ok(())) => self.health.haproxy(None),
+            Ok(Err(error)) => self.health.haproxy(Some(error.to_string())),
+            Err(_) => self.health.haproxy(Some("it does not answer".to_owned())),
         }
     }
 }

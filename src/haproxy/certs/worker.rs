@@ -45,7 +45,8 @@ pub struct Running<'a> {
 impl Running<'_> {
     async fn tell(&self, commands: &[String]) -> Result<String, HaproxyError> {
         let line = commands.join(&format!(";@!{} ", self.pid));
-        Ok(self.master.tell(self.pid, &line).await?.unwrap_or_default())
+        let gone = || self.master.error(format!("the worker {} has left", self.pid));
+        self.master.tell(self.pid, &line).await?.ok_or_else(gone)
     }
 
     fn path(&self, file: &str) -> String {

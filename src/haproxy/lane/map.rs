@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::haproxy::HaproxyError;
-use crate::haproxy::master::{Master, Worker};
+use crate::haproxy::master::Master;
+use crate::haproxy::processes::Worker;
 use crate::haproxy::render::MAP;
 use crate::instance::name::Hostname;
 
@@ -87,13 +88,21 @@ pub(super) async fn bring_in_line(
     match repair_by {
         Repair::Singly(steps) => {
             for step in &steps {
-                master.tell(worker.pid, step).await?;
+                heard_or_not(master.tell(worker.pid, step).await.map(drop))?;
             }
         }
-        Repair::Whole | Repair::Nothing => replace_map(master, worker.pid, entries).await?,
+        Repair::Whole | Repair::Nothing => heard_or_not(replace_map(master, worker.pid, entries).await)?,
     }
     let Some(present) = show_map(master, worker).await? else { return Ok(gone) };
     Ok(if repair(&parse_map(&present), entries) == Repair::Nothing { InLine::Repaired } else { InLine::No })
+}
+
+/// What was cut off may have been done or not: how the map is then, says what came of it.
+fn heard_or_not(told: Result<(), HaproxyError>) -> Result<(), HaproxyError> {
+    match told {
+        Err(HaproxyError::Socket { .. }) => Ok(()),
+        other => other,
+    }
 }
 
 /// A worker's map, as it shows it; none when the worker is not there, or is an old one that has no
