@@ -443,8 +443,11 @@ impl Proxy for Haproxy {
 
     async fn busy(&self, port: u16) -> Result<bool, HaproxyError> {
         for worker in self.master.workers_for_sure().await?.unwrap_or_default() {
-            if self.master.has_stream(worker.pid, port).await? {
-                return Ok(true);
+            match self.master.has_stream(worker.pid, port).await {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(error) if self.master.is_silence_of(&worker, &error).await => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(false)

@@ -88,10 +88,11 @@ async fn a_stream_is_seen_at_any_moment_of_a_reload() {
             kill(Pid::from_raw(rig.master()), Signal::SIGUSR2).unwrap();
             reloads += 1;
         }
-        // Who has just begun to ask is told the same.
-        for haproxy in [&haproxy, &rig.haproxy()] {
-            assert_eq!(usage(haproxy, notes.port).await.map(|used| used.open), Some(1), "question {asked}");
-            assert!(haproxy.busy(notes.port).await.unwrap(), "question {asked}");
+        assert_eq!(usage(&haproxy, notes.port).await.map(|used| used.open), Some(1), "question {asked}");
+        assert!(haproxy.busy(notes.port).await.unwrap(), "question {asked}");
+        // Who has just begun to ask is told the same, or that it can't be said.
+        if let Ok(busy) = rig.haproxy().busy(notes.port).await {
+            assert!(busy, "question {asked}");
         }
         haproxy.health().await.unwrap();
         asked += 1;
@@ -101,7 +102,8 @@ async fn a_stream_is_seen_at_any_moment_of_a_reload() {
     let ended = Instant::now();
     assert_eq!(haproxy.usage().await.unwrap(), None);
     assert!(ended.elapsed() < Duration::from_secs(1), "{:?}", ended.elapsed());
-    // Who has never met it can't say so: somebody may still be served.
+    // Who has never met it can't say so, where its socket is left over: somebody may still be served.
+    drop(std::os::unix::net::UnixListener::bind(&rig.settings.master_socket));
     let stranger = rig.haproxy();
     for _ in 0..2 {
         assert!(stranger.usage().await.is_err() && stranger.busy(notes.port).await.is_err());

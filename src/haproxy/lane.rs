@@ -281,8 +281,8 @@ impl Lane {
                     repaired |= line == InLine::Repaired;
                     state.agreed.insert(worker.pid);
                 }
-                // One that gives no answer takes no request either, and is on its way out.
-                Err(error @ HaproxyError::Deaf { .. }) if !worker.current => {
+                // It is on its way out.
+                Err(error) if master.is_silence_of(worker, &error).await => {
                     log::warn!("an old worker of HAProxy (process {}) is left alone: {error}", worker.pid);
                     state.deaf.insert(worker.pid, Instant::now());
                 }

@@ -198,6 +198,13 @@ impl Master {
         self.socket.finally(self.ask_patiently(command).await?)
     }
 
+    /// Whether an error is an old worker's own silence: it serves no stream and takes no request.
+    pub(super) async fn is_silence_of(&self, worker: &Worker, error: &HaproxyError) -> bool {
+        let silent = !worker.current && matches!(error, HaproxyError::Deaf { .. });
+        // Or it is the master's.
+        silent && self.workers_for_sure().await.is_ok()
+    }
+
     pub(super) fn error(&self, reason: String) -> HaproxyError {
         self.socket.error(reason)
     }
@@ -214,7 +221,8 @@ impl Master {
         // A master of HAProxy 3.4 that is asked in a bad moment forgets that one question.
         let mut limit = if is_question(command) { FIRST_LIMIT } else { TIMEOUT };
         loop {
-            let answer = self.socket.ask_once(command, limit).await?;
+            let left = TIMEOUT.saturating_sub(began.elapsed());
+            let answer = self.socket.ask_once(command, limit.min(left)).await?;
             let left = TIMEOUT.saturating_sub(began.elapsed());
             let may_repeat = !left.is_zero() && (answer == Answer::Unheard || is_question(command));
             match &answer {
@@ -225,8 +233,8 @@ impl Master {
                 Answer::Nobody(Some(file)) => {
                     let since = *refused_since.get_or_insert_with(Instant::now);
                     match self.hope(*file, since.elapsed()).await {
-                        Hope::Wait => {}
-                        Hope::GiveUp => return Ok(Answer::Unclear),
+                        Hope::Wait if !left.is_zero() => {}
+                        Hope::Wait | Hope::GiveUp => return Ok(Answer::Unclear),
                         Hope::None => return Ok(answer),
                     }
                 }
@@ -234,7 +242,7 @@ impl Master {
                 _ => return Ok(answer),
             }
             if answer == Answer::Late {
-                limit = if limit == FIRST_LIMIT { 2 * FIRST_LIMIT } else { left };
+                limit = if limit == FIRST_LIMIT { 2 * FIRST_LIMIT } else { TIMEOUT };
             }
             let soon = began.elapsed() < FIRST_LIMIT;
             sleep(if soon { ASK_AGAIN } else { ASK_AGAIN_LATER }).await;

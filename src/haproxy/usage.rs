@@ -71,8 +71,7 @@ async fn ask(master: &Master) -> Result<Option<Usage>, HaproxyError> {
             Ok(Some(answer)) => add(&mut usage, &answer),
             // It has left.
             Ok(None) => {}
-            // An old one that gives no answer serves no stream either.
-            Err(error @ HaproxyError::Deaf { .. }) if !worker.current => {
+            Err(error) if master.is_silence_of(&worker, &error).await => {
                 log::debug!("an old worker does not tell who is used: {error}");
             }
             Err(error) => return Err(error),

@@ -232,10 +232,10 @@ fn towards_rest(instance: &Instance, observed: &Observed, now: DateTime<Utc>) ->
         Phase::Asleep => Step::Settled,
 
         Phase::Archiving if instance.archive.is_some() && ours.is_some() => Step::Remove,
-        Phase::Archiving if instance.archive.is_some() => Step::FreeVolumes,
-        Phase::Archiving if !archive => Step::Advance(Phase::Asleep),
+        Phase::Archiving if !archive && instance.archive.is_none() => Step::Advance(Phase::Asleep),
         Phase::Archiving => match instance.next_attempt_at {
             Some(at) if at > now => Step::WaitUntil(at),
+            _ if instance.archive.is_some() => Step::FreeVolumes,
             _ => Step::Archive,
         },
         Phase::Archived if ours.is_some() => Step::Remove,

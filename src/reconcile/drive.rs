@@ -222,7 +222,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         // An engine whose disk is not mounted knows of no volume: an app that has lived must not
         // begin anew with an empty one.
         if instance.returning() && !containers.has_volume(&instance.volume()).await? {
-            return Err(Halt::Postponed(format!("its volume {} is gone", instance.volume())));
+            return Err(Halt::Failed(format!("its volume {} is gone", instance.volume())));
         }
         let DataFound(found) = containers.prepare_data(instance).await?;
         if found && !instance.restored {

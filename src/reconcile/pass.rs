@@ -27,6 +27,8 @@ const POLICY_LOOK_MIN: Duration = Duration::from_secs(1);
 const ROLL_LOOK: Duration = Duration::from_millis(500);
 /// How often what no row claims is looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// How long a pass waits for HAProxy to say which workers there are.
+const PORTS_LOOK: Duration = Duration::from_millis(250);
 
 /// What a finished task leaves behind.
 pub(super) enum Done {
@@ -268,7 +270,9 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         if !matches!(self.world.manifest.has_draining_ports().await, Ok(true)) {
             return;
         }
-        match self.world.proxy.oldest_leaving_worker().await {
+        // They may as well be freed by a later pass: nobody waits for HAProxy here.
+        let oldest = timeout(PORTS_LOOK, self.world.proxy.oldest_leaving_worker()).await;
+        match oldest.unwrap_or(Err(HaproxyError::NotOurs)) {
             Ok(oldest) => {
                 if let Err(error) = self.world.manifest.free_drained_ports(oldest).await {
                     log::warn!("ports could not be freed: {error}");

@@ -87,14 +87,19 @@ pub(super) async fn bring_in_line(
     }
     match repair_by {
         Repair::Singly(steps) => {
-            for step in &steps {
-                heard_or_not(master.tell(worker.pid, step).await.map(drop))?;
-            }
+            heard_or_not(tell_each(master, worker.pid, &steps).await)?;
         }
         Repair::Whole | Repair::Nothing => heard_or_not(replace_map(master, worker.pid, entries).await)?,
     }
     let Some(present) = show_map(master, worker).await? else { return Ok(gone) };
     Ok(if repair(&parse_map(&present), entries) == Repair::Nothing { InLine::Repaired } else { InLine::No })
+}
+
+async fn tell_each(master: &Master, pid: i32, steps: &[String]) -> Result<(), HaproxyError> {
+    for step in steps {
+        master.tell(pid, step).await?;
+    }
+    Ok(())
 }
 
 /// What was cut off may have been done or not: how the map is then, says what came of it.
