@@ -110,3 +110,37 @@ async fn a_stream_is_seen_at_any_moment_of_a_reload() {
         assert_eq!(stranger.running_generation().await.unwrap(), None);
     }
 }
+
+#[tokio::test]
+async fn an_old_worker_that_hangs_keeps_nobody_from_being_seen() {
+    let mut rig = Rig::new(true);
+    let (notes, todo) = (Stub::new("notes").await, Stub::new("todo").await);
+    let of = routes(&[("notes", notes.port), ("todo", todo.port)]);
+    rig.haproxy().publish_alone(&of).await.unwrap();
+    rig.start().await;
+    let mut stream = Client::connect(rig.port).await;
+    stream.send(&format!("GET /stream HTTP/1.1\r\nHost: {NOTES}\r\n\r\n")).await;
+    stream.head().await;
+    rig.template("retries 8", "retries 7");
+    let haproxy = rig.haproxy();
+    haproxy.publish_alone(&of).await.unwrap();
+    let old = Pid::from_raw(haproxy.workers().await.unwrap()[1].pid);
+    assert_eq!(usage(&haproxy, notes.port).await.unwrap().open, 1);
+
+    kill(old, Signal::SIGSTOP).unwrap();
+    assert_eq!(rig.get(TODO, "/").await.by(), "todo");
+    let began = Instant::now();
+    // Many more than HAProxy's master would keep.
+    for _ in 0..25 {
+        assert_eq!(usage(&haproxy, todo.port).await.unwrap().requests, 1);
+        assert!(!haproxy.busy(todo.port).await.unwrap());
+        assert_eq!(haproxy.workers().await.unwrap().len(), 2);
+    }
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    // Once it goes on, it is asked again.
+    kill(old, Signal::SIGCONT).unwrap();
+    eventually("its stream is seen", async || {
+        haproxy.usage().await.is_ok_and(|usage| usage.unwrap().get(&notes.port).is_some_and(|of| of.open == 1))
+    })
+    .await;
+}

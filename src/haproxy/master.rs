@@ -5,6 +5,7 @@
 //! read its files it refuses connections, and those that it had are cut off: that is no sign that
 //! HAProxy, or a worker, is gone, and it is waited for.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,13 +21,18 @@ use super::socket::{Answer, NO_SUCH_WORKER, Socket, SocketFile, TIMEOUT, is_ques
 /// Between two questions to a master that is replacing itself; less often when that takes long.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
 const ASK_AGAIN_LATER: Duration = Duration::from_millis(50);
-/// How long a question may take that can be asked again; then it may take twice as long, and at
-/// last whatever is left of the time for all.
+/// How long a question may take that can be asked again; the second time it is whatever is left.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
 /// How long a master that can't be looked at, as one of another namespace, may be replacing itself.
 const UNSEEN_REPLACED_WITHIN: Duration = Duration::from_secs(5);
 /// The same of one that was never met: the socket's file may as well be left over.
 const UNMET_REPLACED_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long a worker that gave no answer is not asked again, and how many times as long after each
+/// further time. The master keeps every such question until that worker is gone, and takes ten at
+/// a time (seen on 2.6 and 3.4): it must not be used up by one worker before `hard-stop-after`.
+const DEAF_REST: Duration = Duration::from_secs(5);
+const DEAF_REST_GROWS: u32 = 3;
 
 /// Where the master is asked.
 pub(super) struct Master {
@@ -35,6 +41,15 @@ pub(super) struct Master {
     /// may be a stranger's here.
     own_pids: bool,
     met: Mutex<Met>,
+    /// Workers that gave no answer.
+    deaf: Mutex<HashMap<i32, Deaf>>,
+}
+
+/// A worker that gave no answer.
+#[derive(Debug, Clone, Copy)]
+struct Deaf {
+    asked: Instant,
+    rest: Duration,
 }
 
 /// What is known of whoever listens at the socket.
@@ -73,7 +88,7 @@ pub(super) enum Running {
 
 impl Master {
     pub(super) fn new(socket: PathBuf, own_pids: bool) -> Self {
-        Self { socket: Socket::new(socket), own_pids, met: Mutex::new(Met::Unknown) }
+        Self { socket: Socket::new(socket), own_pids, met: Mutex::new(Met::Unknown), deaf: Mutex::default() }
     }
 
     /// What runs.
@@ -86,7 +101,7 @@ impl Master {
 
     /// Who runs; none when HAProxy is down, or seems to be.
     pub(super) async fn processes(&self) -> Result<Option<Processes>, HaproxyError> {
-        let answer = self.ask_patiently("show proc").await?;
+        let answer = self.ask_patiently("show proc", TIMEOUT).await?;
         self.read_processes(answer).await
     }
 
@@ -95,7 +110,7 @@ impl Master {
     /// # Errors
     /// [`HaproxyError::Socket`], too when it only seems to be down.
     pub(super) async fn workers_for_sure(&self) -> Result<Option<Vec<Worker>>, HaproxyError> {
-        let answer = self.ask_patiently("show proc").await?;
+        let answer = self.ask_patiently("show proc", TIMEOUT).await?;
         if answer == Answer::Unclear {
             return Err(self.unclear());
         }
@@ -112,6 +127,8 @@ impl Master {
                 worker.started = started;
             }
         }
+        let lives = |pid: &i32| processes.workers.iter().any(|worker| worker.pid == *pid);
+        self.deaf().retain(|pid, _| lives(pid));
         Ok(Some(processes))
     }
 
@@ -178,11 +195,22 @@ impl Master {
     /// [`HaproxyError::Deaf`]; [`HaproxyError::Socket`], too when a worker that is still there may
     /// have heard it or not.
     pub(super) async fn tell(&self, pid: i32, command: &str) -> Result<Option<String>, HaproxyError> {
+        let known = self.deaf().get(&pid).copied();
+        if known.is_some_and(|deaf| deaf.asked.elapsed() < deaf.rest) {
+            return self.socket.finally(Answer::Late);
+        }
         let command = format!("@!{pid} {command}");
-        let mut answer = self.ask_patiently(&command).await?;
+        let asked = self.ask_patiently(&command, if known.is_some() { FIRST_LIMIT } else { TIMEOUT });
+        let mut answer = asked.await?;
+        if answer == Answer::Late {
+            let rest = known.map_or(DEAF_REST, |deaf| deaf.rest * DEAF_REST_GROWS);
+            self.deaf().insert(pid, Deaf { asked: Instant::now(), rest });
+        } else if known.is_some() {
+            self.deaf().remove(&pid);
+        }
         if answer == Answer::CutOff && !is_question(&command) {
             // One that is just leaving gives no answer.
-            match self.ask_patiently(&format!("@!{pid} show info")).await? {
+            match self.ask_patiently(&format!("@!{pid} show info"), TIMEOUT).await? {
                 Answer::Whole(there) if !there.starts_with(NO_SUCH_WORKER) => {}
                 gone => answer = gone,
             }
@@ -195,7 +223,7 @@ impl Master {
 
     /// The answer; none when HAProxy is down, or seems to be.
     async fn ask(&self, command: &str) -> Result<Option<String>, HaproxyError> {
-        self.socket.finally(self.ask_patiently(command).await?)
+        self.socket.finally(self.ask_patiently(command, TIMEOUT).await?)
     }
 
     /// Whether an error is an old worker's own silence: it serves no stream and takes no request.
@@ -215,15 +243,15 @@ impl Master {
 
     /// Asks, and waits while the master replaces itself. Only a question is asked again when it may
     /// have been heard.
-    async fn ask_patiently(&self, command: &str) -> Result<Answer, HaproxyError> {
+    async fn ask_patiently(&self, command: &str, time: Duration) -> Result<Answer, HaproxyError> {
         let began = Instant::now();
         let mut refused_since = None;
         // A master of HAProxy 3.4 that is asked in a bad moment forgets that one question.
-        let mut limit = if is_question(command) { FIRST_LIMIT } else { TIMEOUT };
+        let mut limit = if is_question(command) { FIRST_LIMIT } else { time };
         loop {
-            let left = TIMEOUT.saturating_sub(began.elapsed());
+            let left = time.saturating_sub(began.elapsed());
             let answer = self.socket.ask_once(command, limit.min(left)).await?;
-            let left = TIMEOUT.saturating_sub(began.elapsed());
+            let left = time.saturating_sub(began.elapsed());
             let may_repeat = !left.is_zero() && (answer == Answer::Unheard || is_question(command));
             match &answer {
                 Answer::Whole(_) => {
@@ -242,7 +270,7 @@ impl Master {
                 _ => return Ok(answer),
             }
             if answer == Answer::Late {
-                limit = if limit == FIRST_LIMIT { 2 * FIRST_LIMIT } else { TIMEOUT };
+                limit = time;
             }
             let soon = began.elapsed() < FIRST_LIMIT;
             sleep(if soon { ASK_AGAIN } else { ASK_AGAIN_LATER }).await;
@@ -276,6 +304,10 @@ impl Master {
             *self.met() = Met::Silent(file);
         }
         Hope::GiveUp
+    }
+
+    fn deaf(&self) -> MutexGuard<'_, HashMap<i32, Deaf>> {
+        self.deaf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn met(&self) -> MutexGuard<'_, Met> {
