@@ -103,7 +103,7 @@ fn containers(rows: u16) -> Vec<Listed> {
 fn read_alone(cluster: &Cluster, engine: &Path) -> Result<Duration> {
     let rows = "SELECT * FROM instances WHERE phase <> 'deleted' ORDER BY created_at";
     let mut psql = Command::new("psql");
-    psql.args(["-XAtq", "-c", rows]).arg(cluster.layout.database_url());
+    psql.args(["-XAtq", "-c", rows]).arg(cluster.layout.owner_url());
     let mut curl = Command::new("curl");
     curl.args(["-sf", "http://engine/containers/json?all=true", "--unix-socket"]).arg(engine);
     let began = Instant::now();

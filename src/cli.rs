@@ -9,11 +9,13 @@ macro_rules! say {
 mod config;
 mod doctor;
 mod down;
+mod events;
 mod gc;
 mod host;
 mod instances;
 mod intent;
 mod lifecycle;
+mod migrate;
 mod output;
 mod policy;
 mod reconcile;
@@ -94,6 +96,8 @@ enum Command {
     List(instances::List),
     /// Show one instance: its state, its latest events, its last log lines if it failed
     Show(instances::Show),
+    /// Show who changed what, and when
+    Events(events::Arguments),
     /// Give an instance a custom domain, or take it away
     #[command(subcommand)]
     Host(host::Host),
@@ -105,6 +109,8 @@ enum Command {
     Config(config::Arguments),
     /// Make the world agree with the manifest, once; the server does this all the time
     Reconcile(reconcile::Arguments),
+    /// Bring the database up to this version, as its owner; `haas up` does this by itself
+    Migrate(migrate::Arguments),
     /// Look at every part, and say what is wrong and what to do
     Doctor(doctor::Arguments),
 }
@@ -170,11 +176,13 @@ impl Cli {
             Command::Roll(arguments) => roll::run(&global, &arguments).await,
             Command::List(arguments) => instances::list(&global, &arguments).await,
             Command::Show(arguments) => instances::show(&global, &arguments).await,
+            Command::Events(arguments) => events::run(&global, &arguments).await,
             Command::Host(arguments) => host::run(&global, &arguments).await,
             Command::Rehost(arguments) => rehost::run(&global, &arguments).await,
             Command::Routes(arguments) => routes::run(&global, &arguments).await,
             Command::Config(arguments) => config::run(&global, &arguments).await,
             Command::Reconcile(arguments) => reconcile::run(&global, &arguments).await,
+            Command::Migrate(arguments) => migrate::run(&global, &arguments).await,
             Command::Doctor(arguments) => doctor::run(&global, &arguments).await,
         }
     }

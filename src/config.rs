@@ -93,6 +93,8 @@ settings! {
         listen: Listen = "\"127.0.0.1:5500\"",
         /// How long POST /provision and POST /deprovision wait before they answer 202.
         wait: Duration = "\"30s\"",
+        /// Wrong keys a minute from one address, or said to be one client's, before it is answered 429.
+        failures_per_minute: u32 = "20",
         /// Threads that serve the API.
         workers: usize = "2",
     }
@@ -100,6 +102,9 @@ settings! {
     manifest: ManifestSettings {
         /// A connection string; DATABASE_URL is read too. `haas up` runs its own Postgres.
         database_url: String = "\"\"",
+        /// The same database, as the role that owns the tables. `haas migrate` alone uses it; empty where
+        /// database_url's role is the owner, which could then change events that are written.
+        owner_url: String = "\"\"",
         /// Connections that the API keeps; the reconciler has as many of its own.
         pool_size: usize = "8",
         /// How long a request waits for the database before it is answered 503.
@@ -253,8 +258,9 @@ settings! {
     }
     /// Files with mode 0600.
     secrets: Secrets {
-        /// The folder. Every file *.secret in it holds one secret that callers may use, so that
-        /// one can be rotated; instance.key derives the tenants' admin passwords.
+        /// The folder. Every file <client>.secret or <client>.<name>.secret in it holds one key of a client
+        /// of the API, so that one can be rotated; <client>.toml says what the client may do. instance.key
+        /// derives the tenants' admin passwords.
         dir: PathBuf = "\"/etc/haas/secrets\"",
     }
 }

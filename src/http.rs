@@ -15,6 +15,9 @@ mod instances;
 mod openapi;
 mod problem;
 mod provision;
+mod request_id;
+pub mod signature;
+mod throttle;
 mod unrouted;
 mod view;
 mod wait;
@@ -28,15 +31,17 @@ use actix_web::dev::{Server, Service, ServiceResponse};
 use actix_web::guard::GuardContext;
 use actix_web::{App, HttpServer, web};
 
+use crate::clients::Clients;
 use crate::config::{Config, Listen, Public};
 use crate::failpoint::Faults;
 use crate::instance::name::Hostname;
 use crate::manifest::Manifest;
 use crate::reconcile::{Health, Held, Nudges};
 
-pub use auth::{Secrets, SecretsError};
 pub use openapi::document as openapi_document;
 pub use problem::Problem;
+use request_id::RequestId;
+pub use throttle::Throttle;
 pub use view::InstanceView;
 
 /// What the handlers work with.
@@ -49,7 +54,9 @@ pub struct Api {
     /// What the reconciler last saw of each part.
     pub health: Health,
     /// Who may ask.
-    pub secrets: Secrets,
+    pub clients: Clients,
+    /// Who has failed to show that too often.
+    pub throttle: Throttle,
     /// Where a test ends the process.
     pub faults: Faults,
     /// Requests that wait for apps to come up.
@@ -143,13 +150,18 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
                 let own = host(request.head()).as_deref() == Some(own.as_str());
                 let path = if own { request.path().to_owned() } else { "an app's".to_owned() };
                 let began = std::time::Instant::now();
-                let answer = service.call(request);
+                let id = RequestId::of(request.headers());
+                let answer = id.clone().scope(service.call(request));
                 async move {
-                    let answer: ServiceResponse = answer.await?;
+                    let mut answer: ServiceResponse = answer.await?;
+                    if let Some(value) = id.header() {
+                        answer.headers_mut().insert(request_id::HEADER, value);
+                    }
                     let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                     // What asks for this asks every few seconds.
                     let level = if path == "/healthz" || !own { log::Level::Debug } else { log::Level::Info };
-                    log::log!(level, status = answer.status().as_u16(), milliseconds; "{method} {path:?}");
+                    let status = answer.status().as_u16();
+                    log::log!(level, status, milliseconds, request = id.as_str(); "{method} {path:?}");
                     Ok(answer)
                 }
             })

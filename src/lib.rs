@@ -18,6 +18,7 @@
 //! | [`reconcile`] | the one loop that makes the world agree with the manifest; all side effects start there |
 //! | [`containers`] | Docker: observe, ensure, remove |
 //! | [`haproxy`] | render, check, swap, signal, confirm |
+//! | [`clients`] | who may ask the control API for what: keys, rights, policies |
 //! | [`archive`] | tenants' data as compressed, checksummed files |
 //! | [`tls`] | certificates: the local CA, what the operator gives, what HAProxy may load |
 //! | [`webhook`] | what owners have to know, posted to the operator's URL |
@@ -32,6 +33,7 @@
 
 pub mod archive;
 pub mod cli;
+pub mod clients;
 pub mod config;
 pub mod containers;
 pub mod embedded;

@@ -18,6 +18,7 @@ mod hosts;
 mod intents;
 mod leader;
 mod migrations;
+mod nonces;
 mod notices;
 mod ports;
 mod progress;
@@ -28,6 +29,7 @@ mod rows;
 mod schema;
 mod unclaimed;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
@@ -43,10 +45,11 @@ use crate::instance::name::{ContainerName, HostPattern, Hostname};
 use crate::instance::policy::Policy;
 use crate::instance::spec::Spec;
 
+pub use events::{Actor, Cause, EventFilter};
 pub use hosts::Rehosted;
 pub use intents::{NewInstance, Provisioned};
 pub use leader::{Leader, Nudge, watch};
-pub use migrations::migrate;
+pub use migrations::{migrate, role_of};
 pub use notices::{Announced, Delivery, Notice, Told};
 pub use ports::{PortUse, WithheldPort};
 pub use query::{DataPlace, Filter, Page};
@@ -70,6 +73,9 @@ pub enum ManifestError {
         /// The unknown migrations.
         versions: String,
     },
+    /// The schema is an older one, and this role may not change it.
+    #[error("the database has to be migrated first, by the role that owns it: `haas migrate`")]
+    NotMigrated,
     /// A migration failed.
     #[error("the database could not be migrated: {0}")]
     Migration(String),
@@ -162,6 +168,8 @@ pub struct Manifest {
     policy: Policy,
     /// What new containers are made of.
     spec: Spec,
+    /// Who brings about what is written through this handle.
+    cause: Arc<Cause>,
 }
 
 impl Manifest {
@@ -200,7 +208,15 @@ impl Manifest {
             host_pattern: config.installation.host_pattern,
             policy: config.lifecycle.policy(),
             spec: config.tenant.spec(),
+            cause: Arc::default(),
         }
+    }
+
+    /// A handle on the same database for somebody else: each event that is written through it
+    /// says who that is.
+    #[must_use]
+    pub fn caused_by(&self, cause: Cause) -> Self {
+        Self { cause: Arc::new(cause), ..self.clone() }
     }
 
     /// Runs one piece of work on a connection, within the configured time.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::clients::{Clients, ClientsError};
 use crate::config::Config;
 use crate::containers::{Docker, DockerSettings, InstanceKey, KeyError};
 use crate::failpoint::Faults;
 use crate::haproxy::{self, Haproxy, ReloadSignal};
-use crate::http::{self, Api, Listener, Secrets, SecretsError};
-use crate::manifest::{Manifest, ManifestError};
+use crate::http::{self, Api, Listener, Throttle};
+use crate::manifest::{Cause, Manifest, ManifestError};
 use crate::reconcile::{self, Health, Held, Nudges, Worker, World};
 use crate::watch;
 use crate::webhook::{Webhook, WebhookError};
@@ -24,9 +25,9 @@ pub enum ServerError {
     /// The manifest can't be used.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// The secrets can't be used.
+    /// The clients' keys can't be used.
     #[error(transparent)]
-    Secrets(#[from] SecretsError),
+    Clients(#[from] ClientsError),
     /// The instance key can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -52,12 +53,12 @@ pub fn instance_key_path(secrets_dir: &Path) -> PathBuf {
     secrets_dir.join("instance.key")
 }
 
-/// The rooms that act on the world, for the server and for commands.
+/// The rooms that act on the world, for the server and for commands; `cause` is who has them do so.
 ///
 /// # Errors
 /// [`ServerError`] when the manifest or the instance key can't be used.
-pub async fn world(config: &Config, faults: Faults) -> Result<Arc<World<Docker, Haproxy>>, ServerError> {
-    let manifest = Manifest::new(config);
+pub async fn world(config: &Config, cause: Cause, faults: Faults) -> Result<Arc<World<Docker, Haproxy>>, ServerError> {
+    let manifest = Manifest::new(config).caused_by(cause);
     let installation = manifest.installation().await?;
     let key = InstanceKey::read(&instance_key_path(&config.secrets.dir))?;
     let settings = DockerSettings { installation, tenant: config.tenant.clone(), key };
@@ -93,8 +94,9 @@ fn through_docker(docker: Docker, container: String) -> ReloadSignal {
 /// [`ServerError`] when it can't start.
 pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
     let faults = Faults::from_environment();
-    let secrets = Secrets::read(&config.secrets.dir)?;
-    let world = world(config, faults.clone()).await?;
+    let clients = Clients::read(&config.secrets.dir)?;
+    tell_mistakes(&clients);
+    let world = world(config, Cause::default(), faults.clone()).await?;
     let (health, nudges) = (Health::default(), Nudges::default());
     let listener = Listener::bind(&config.http.listen)
         .map_err(|error| ServerError::Listen { listen: config.http.listen.to_string(), error })?;
@@ -102,7 +104,8 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
         manifest: Manifest::new(config),
         nudges: nudges.clone(),
         health: health.clone(),
-        secrets: secrets.clone(),
+        clients: clients.clone(),
+        throttle: Throttle::new(config.http.failures_per_minute),
         faults,
         held: world.held.clone(),
         settings: http::Settings::from_config(config),
@@ -119,7 +122,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
     background.spawn(note_held(Manifest::new(config), world.held.clone()));
     let events = watch::container_events(world, nudges.clone());
     background.spawn(async move { match events.await {} });
-    background.spawn(watch_secrets(config.secrets.dir.clone(), secrets));
+    background.spawn(watch_keys(config.secrets.dir.clone(), clients));
     if !config.haproxy.https_bind.is_empty() {
         background.spawn(watch_certificates(config.tls.dir.join("certs"), nudges.clone()));
     }
@@ -155,13 +158,23 @@ async fn note_held(manifest: Manifest, held: Held) {
     }
 }
 
-async fn watch_secrets(dir: PathBuf, secrets: Secrets) {
-    let reload = || match secrets.reload() {
-        Ok(()) => log::info!("the secrets were read again"),
-        Err(error) => log::error!("the secrets stay as they were: {error}"),
+fn tell_mistakes(clients: &Clients) {
+    for mistake in clients.mistakes() {
+        log::warn!("{mistake}");
+    }
+}
+
+async fn watch_keys(dir: PathBuf, clients: Clients) {
+    let reload = || match clients.reload() {
+        Ok(()) => {
+            let keys: Vec<String> = clients.keys().into_iter().map(|key| key.id).collect();
+            log::info!("the clients' keys were read again: {}", keys.join(" "));
+            tell_mistakes(&clients);
+        }
+        Err(error) => log::error!("the clients' keys stay as they were: {error}"),
     };
     let Err(error) = watch::folder(&dir, None, reload).await;
-    log::error!("{} is not watched: a rotated secret needs a restart: {error}", dir.display());
+    log::error!("{} is not watched: a rotated key needs a restart: {error}", dir.display());
     std::future::pending::<()>().await;
 }
 

@@ -100,7 +100,7 @@ impl World {
     }
 
     async fn connection(&self) -> AsyncPgConnection {
-        AsyncPgConnection::establish(&self.layout.database_url()).await.unwrap()
+        AsyncPgConnection::establish(&self.layout.owner_url()).await.unwrap()
     }
 
     async fn number(&self, sql: &str) -> i32 {
@@ -309,7 +309,7 @@ async fn a_half_made_cluster_is_made_again() {
     fs::write(half.join("PG_VERSION"), "15\n").unwrap();
     Postgres::ensure(&world.layout).await.unwrap();
     assert!(!half.exists());
-    let url = world.layout.database_url().replace("/haas?", "/postgres?");
+    let url = world.layout.owner_url().replace("/haas?", "/postgres?");
     let mut connection = AsyncPgConnection::establish(&url).await.unwrap();
     connection.batch_execute("DROP DATABASE haas").await.unwrap();
     assert_eq!(Postgres::ensure(&world.layout).await.unwrap(), Started::Adopted);

@@ -180,7 +180,7 @@ async fn a_manifest_from_before_keeps_its_rows_and_goes_back_unless_something_is
         VALUES (gen_random_uuid(), 'alice', 'notes', 'x@example.com', 'notes.alice.haas.localhost', 'alice-notes', 5521,
                 'running', 'running', now())";
     cluster.sql(row).await.unwrap();
-    migrate(&cluster.config.manifest.database_url).await.unwrap();
+    migrate(&cluster.layout.owner_url(), Some("haas_server")).await.unwrap();
     let manifest = cluster.manifest();
     let (live, corrupt) = manifest.live().await.unwrap();
     assert!(corrupt.is_empty() && live[0].phase == Phase::Running && live[0].spec.is_none(), "{corrupt:?}");

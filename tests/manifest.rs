@@ -159,10 +159,10 @@ async fn one_acts_and_every_process_hears_of_changes() {
 #[tokio::test]
 async fn a_newer_schema_is_refused_with_a_clear_word() {
     let cluster = Cluster::start(support::ports(), &[]).await;
-    let url = &cluster.config.manifest.database_url;
-    migrate(url).await.unwrap();
+    let url = &cluster.layout.owner_url();
+    migrate(url, None).await.unwrap();
     cluster.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101000000')").await.unwrap();
-    let refusal = migrate(url).await.unwrap_err();
+    let refusal = migrate(url, None).await.unwrap_err();
     assert!(matches!(refusal, ManifestError::NewerSchema { .. }));
     assert!(refusal.to_string().contains("99990101000000") && refusal.to_string().contains("newer"), "{refusal}");
 }
@@ -170,8 +170,8 @@ async fn a_newer_schema_is_refused_with_a_clear_word() {
 #[tokio::test]
 async fn servers_that_start_at_the_same_time_migrate_once() {
     let cluster = Cluster::start_empty(support::ports(), &[]).await;
-    let url = &cluster.config.manifest.database_url;
-    let outcomes = futures_util::future::join_all((0..4).map(|_| migrate(url))).await;
+    let url = &cluster.layout.owner_url();
+    let outcomes = futures_util::future::join_all((0..4).map(|_| migrate(url, None))).await;
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     assert_eq!(cluster.sql("SELECT count(*) FROM installation").await.unwrap(), "1");
 }
@@ -373,7 +373,7 @@ async fn a_manifest_from_before_extra_hosts_keeps_its_hosts() {
         )
         .await
         .unwrap();
-    migrate(&cluster.config.manifest.database_url).await.unwrap();
+    migrate(&cluster.layout.owner_url(), Some("haas_server")).await.unwrap();
     let hosts = async || cluster.sql("SELECT string_agg(host, ' ' ORDER BY host) FROM hosts").await.unwrap();
     assert_eq!(hosts().await, "notes.alice.haas.localhost");
     let manifest = cluster.manifest();

@@ -9,13 +9,14 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Global, Outcome, settings};
+use crate::clients::Clients;
 use crate::config::Config;
 use crate::containers::{Containers, ContainersError};
 use crate::failpoint::Faults;
 use crate::haproxy::{Haproxy, Settings};
 use crate::instance::hosts::rehost;
 use crate::instance::{Instance, Phase};
-use crate::manifest::Manifest;
+use crate::manifest::{Cause, Manifest};
 use crate::reconcile;
 use crate::server;
 
@@ -79,6 +80,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             for error in corrupt {
                 findings.broken("postgres", error.to_string(), "restore the row from a backup, or correct it by hand");
             }
+            look_at_events(&manifest, &mut findings).await;
             look_at_server(&manifest, &mut findings).await;
             look_at_instances(&live, &mut findings);
             look_at_hosts(&config, &live, &mut findings);
@@ -120,13 +122,36 @@ fn look_at_secrets(config: &Config, findings: &mut Findings) {
             open.push(entry.path().display().to_string());
         }
     }
-    match crate::http::Secrets::read(dir) {
-        Err(error) => findings.broken("secrets", error.to_string(), "put one secret into one file, with mode 0600"),
-        Ok(_) if !open.is_empty() => {
-            let files = open.join(" ");
-            findings.warn("secrets", format!("others may read {files}"), format!("chmod 600 {files}"));
+    let clients = match Clients::read(dir) {
+        Ok(clients) => clients,
+        Err(error) => {
+            findings.broken("secrets", error.to_string(), "put one key into one file, with mode 0600");
+            return;
         }
-        Ok(_) => findings.ok("secrets", format!("{}: readable by their owner alone", dir.display())),
+    };
+    if open.is_empty() {
+        findings.ok("secrets", format!("{}: readable by their owner alone", dir.display()));
+    } else {
+        let files = open.join(" ");
+        findings.warn("secrets", format!("others may read {files}"), format!("chmod 600 {files}"));
+    }
+    let others = clients.mistakes().into_iter().filter(|mistake| !mistake.contains("others may read"));
+    for mistake in others {
+        findings.warn("clients", mistake, "see docs/operations.md, Clients");
+    }
+    let keys: Vec<String> = clients.keys().into_iter().map(|key| key.id).collect();
+    findings.ok("clients", format!("{} key(s): {}", keys.len(), keys.join(" ")));
+}
+
+async fn look_at_events(manifest: &Manifest, findings: &mut Findings) {
+    match manifest.may_change_events().await {
+        Ok(false) => findings.ok("events", "append-only for the server's role"),
+        Ok(true) => findings.warn(
+            "events",
+            "the server's own role owns the tables: whoever takes it over could change what is written down",
+            "give the server a role of its own: docs/operations.md, Database roles",
+        ),
+        Err(error) => findings.broken("events", error.to_string(), "see postgres"),
     }
 }
 
@@ -224,7 +249,7 @@ async fn look_at_ports(manifest: &Manifest, findings: &mut Findings) {
 }
 
 async fn look_at_docker(config: &Config, live: &[Instance], findings: &mut Findings) {
-    let world = match server::world(config, Faults::default()).await {
+    let world = match server::world(config, Cause::default(), Faults::default()).await {
         Ok(world) => world,
         Err(error) => return findings.broken("docker", error.to_string(), "see secrets"),
     };

@@ -12,6 +12,7 @@ use super::{Global, Outcome, settings};
 use crate::containers::Containers;
 use crate::embedded::{DirLock, HaproxyProcess, Layout, Postgres};
 use crate::failpoint::Faults;
+use crate::manifest::Cause;
 use crate::server;
 
 /// How long a server may take to stop, its Postgres and HAProxy included.
@@ -71,7 +72,7 @@ async fn remove_containers(global: &Global, layout: &Layout) -> anyhow::Result<(
     // The manifest knows our label.
     Postgres::ensure(layout).await?;
     let config = settings::of_server(global)?;
-    let world = server::world(&config, Faults::default()).await?;
+    let world = server::world(&config, Cause::default(), Faults::default()).await?;
     let owned = world.containers.list().await?;
     let count = owned.len();
     let mut removals = tokio::task::JoinSet::new();

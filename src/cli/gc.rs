@@ -36,7 +36,7 @@ struct Row {
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let world = server::world(&config, Faults::default()).await?;
+    let world = server::world(&config, settings::cause(), Faults::default()).await?;
     let settings = Settings::from_config(&config);
     let manifest = &world.manifest;
     let now = Utc::now();

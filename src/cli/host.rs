@@ -7,7 +7,7 @@ use super::{Global, Outcome, settings};
 use crate::http::InstanceView;
 use crate::instance::hosts::extra_host;
 use crate::instance::name::{AppName, Hostname, Username};
-use crate::manifest::{Manifest, ManifestError};
+use crate::manifest::ManifestError;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Host {
@@ -44,7 +44,7 @@ pub(super) async fn run(global: &Global, command: &Host) -> anyhow::Result<Outco
         named("host", host),
     );
     let (Some(username), Some(appname), Some(host)) = parsed else { return Ok(Outcome::Refused) };
-    let manifest = Manifest::new(&config);
+    let manifest = settings::manifest(&config);
     let written = match command {
         Host::Add(_) => manifest.add_host(&username, &appname, &host).await,
         Host::Remove(_) => manifest.remove_host(&username, &appname, &host).await,

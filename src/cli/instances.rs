@@ -44,7 +44,7 @@ pub(super) async fn list(global: &Global, arguments: &List) -> anyhow::Result<Ou
     let config = settings::of_server(global)?;
     let manifest = Manifest::new(&config);
     let username = arguments.user.as_deref().map(Username::parse).transpose()?;
-    let filter = Filter { username, state: arguments.state };
+    let filter = Filter { username, state: arguments.state, ..Filter::default() };
     let mut found: Vec<Instance> = Vec::new();
     let mut after = None;
     loop {
@@ -140,7 +140,7 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
     }
     say!("events, newest first:");
     for event in events {
-        say!("  {}  {:<14} {}", event.at.format("%F %T"), event.kind, event.detail);
+        say!("  {}  {:<14} {}  {}", event.at.format("%F %T"), event.kind, event.by(), event.detail);
     }
     if let Some(log) = &row.last_log {
         say!("last lines of its log before it failed:");

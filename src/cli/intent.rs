@@ -70,7 +70,7 @@ impl Named {
 
 pub(super) async fn provision(global: &Global, arguments: &Provision) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let manifest = Manifest::new(&config);
+    let manifest = settings::manifest(&config);
     let parsed = (
         named("user", Username::parse(&arguments.user)),
         named("app", AppName::parse(&arguments.app)),
@@ -99,7 +99,7 @@ pub(super) async fn provision(global: &Global, arguments: &Provision) -> anyhow:
 
 pub(super) async fn deprovision(global: &Global, arguments: &Deprovision) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let manifest = Manifest::new(&config);
+    let manifest = settings::manifest(&config);
     let Some((username, appname)) = arguments.named.parse() else { return Ok(Outcome::Refused) };
     let Some(written) = manifest.deprovision(&username, &appname, false).await? else {
         return Ok(arguments.named.not_found());

@@ -23,7 +23,7 @@ pub(super) struct Arguments {
 /// `haas sleep` and `haas archive`.
 pub(super) async fn descend(global: &Global, arguments: &Arguments, step: Descent) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let manifest = Manifest::new(&config);
+    let manifest = settings::manifest(&config);
     let Some((username, appname)) = arguments.named.parse() else { return Ok(Outcome::Refused) };
     // Whoever changes it between the two looks is as right as this command.
     let row = loop {
@@ -57,7 +57,7 @@ pub(super) async fn descend(global: &Global, arguments: &Arguments, step: Descen
 /// `haas wake`.
 pub(super) async fn wake(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let manifest = Manifest::new(&config);
+    let manifest = settings::manifest(&config);
     let Some((username, appname)) = arguments.named.parse() else { return Ok(Outcome::Refused) };
     let Some(row) = manifest.find(&username, &appname).await? else { return Ok(arguments.named.not_found()) };
     let Some(written) = manifest.wake(row.id, BY_HAND).await? else {
@@ -70,7 +70,7 @@ pub(super) async fn wake(global: &Global, arguments: &Arguments) -> anyhow::Resu
 /// `haas restore`.
 pub(super) async fn restore(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let manifest = Manifest::new(&config);
+    let manifest = settings::manifest(&config);
     let Some((username, appname)) = arguments.named.parse() else { return Ok(Outcome::Refused) };
     match manifest.restore(&username, &appname).await {
         Ok(Some(restored)) => comes_up(&config, &manifest, restored.instance, &arguments.waiting).await,
@@ -100,7 +100,7 @@ pub(super) async fn comes_up(
 /// `haas purge`.
 pub(super) async fn purge(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let manifest = Manifest::new(&config);
+    let manifest = settings::manifest(&config);
     let Some((username, appname)) = arguments.named.parse() else { return Ok(Outcome::Refused) };
     let Some(written) = manifest.deprovision(&username, &appname, true).await? else {
         return Ok(arguments.named.not_found());

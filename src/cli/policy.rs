@@ -6,7 +6,6 @@ use serde_json::json;
 use super::intent::Named;
 use super::{Global, Outcome, settings};
 use crate::instance::policy::{NoTimeLimit, TimeLimit};
-use crate::manifest::Manifest;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -43,7 +42,7 @@ fn parse(text: &str) -> Result<Change, NoTimeLimit> {
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let manifest = Manifest::new(&config);
+    let manifest = settings::manifest(&config);
     let Some((username, appname)) = arguments.named.parse() else { return Ok(Outcome::Refused) };
     let changed = manifest
         .set_overrides(&username, &appname, |overrides| {

@@ -7,6 +7,7 @@ use clap::Args;
 use super::table::{print, table};
 use super::{Global, Outcome, settings};
 use crate::failpoint::Faults;
+use crate::manifest::Cause;
 use crate::reconcile::{Health, ReconcileError, dry_run, routes, settle};
 use crate::server;
 
@@ -26,7 +27,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     debug_assert!(arguments.once, "clap requires it");
     let config = settings::of_server(global)?;
-    let world = server::world(&config, Faults::default()).await?;
+    let world = server::world(&config, Cause::default(), Faults::default()).await?;
     if arguments.dry_run {
         let (live, _) = world.manifest.live().await?;
         let wanted = routes(&live);

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::table::{print, table};
 use super::{Global, Outcome, settings};
-use crate::manifest::{Manifest, ManifestError, Rehosted};
+use crate::manifest::{ManifestError, Rehosted};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -15,7 +15,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let moves = match Manifest::new(&config).rehost(arguments.dry_run).await {
+    let moves = match settings::manifest(&config).rehost(arguments.dry_run).await {
         Ok(Rehosted::Moved(moves)) => moves,
         Ok(Rehosted::Refused(obstacles)) => {
             for obstacle in obstacles {

@@ -36,7 +36,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     if let Some(image) = &arguments.image {
         config.tenant.image.clone_from(image);
     }
-    let world = server::world(&config, Faults::default()).await?;
+    let world = server::world(&config, settings::cause(), Faults::default()).await?;
     let (manifest, spec) = (&world.manifest, config.tenant.spec());
     if !world.containers.has_image(&spec.image).await? {
         eprintln!("haas: the image {} is not there", spec.image);

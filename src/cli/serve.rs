@@ -33,12 +33,13 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     // Services start in any order: a database that isn't up yet is waited for.
     loop {
         let migrated = tokio::select! {
-            migrated = migrate(url) => migrated,
+            migrated = migrate(url, None) => migrated,
             () = &mut stop => return Ok(Outcome::Done),
         };
         match migrated {
             Ok(()) => break,
             Err(ManifestError::Unavailable(why)) => log::warn!("waiting for the database: {why}"),
+            Err(error @ ManifestError::NotMigrated) => log::warn!("waiting: {error}"),
             Err(error) => return Err(error.into()),
         }
         tokio::select! {

@@ -11,6 +11,7 @@ use toml::Value;
 use super::Global;
 use crate::config::Config;
 use crate::embedded::Layout;
+use crate::manifest::{Actor, Cause, Manifest};
 
 /// Where the HTTPS of `haas up` comes in, unless its options or a file say otherwise.
 const HTTPS_BIND: &str = "127.0.0.1:8443";
@@ -36,6 +37,7 @@ impl Started {
         let path = |path: &Path| Value::String(path.display().to_string());
         let mut overrides = BTreeMap::from([
             ("manifest.database_url".to_owned(), Value::String(layout.database_url())),
+            ("manifest.owner_url".to_owned(), Value::String(layout.owner_url())),
             ("haproxy.dir".to_owned(), path(&layout.haproxy_dir())),
             ("haproxy.master_socket".to_owned(), path(&layout.master_socket())),
             ("haproxy.reload_container".to_owned(), Value::String(String::new())),
@@ -126,6 +128,20 @@ pub(super) fn of_server(global: &Global) -> anyhow::Result<Config> {
     // A file that is named now is stronger than the one that `haas up` was started with.
     let config = global.config.clone().or(started.config.clone());
     Started { config, ..started }.config(&layout)
+}
+
+/// The manifest, in whose events the person at this command line stands.
+pub(super) fn manifest(config: &Config) -> Manifest {
+    Manifest::new(config).caused_by(cause())
+}
+
+/// That person: who has become root by sudo is still who it was.
+pub(super) fn cause() -> Cause {
+    let uid = nix::unistd::getuid();
+    let sudoer = std::env::var("SUDO_USER").ok().filter(|login| uid.is_root() && !login.is_empty());
+    let account = || nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+    let login = sudoer.or_else(account).unwrap_or_else(|| uid.to_string());
+    Cause { actor: Actor::Admin { login }, request: None }
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ fn bar(length: u64, what: &str) -> anyhow::Result<ProgressBar> {
 /// sleep for that, and woken again.
 pub(super) async fn export(global: &Global, arguments: &Export) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let world = server::world(&config, Faults::default()).await?;
+    let world = server::world(&config, settings::cause(), Faults::default()).await?;
     let Some((username, appname)) = arguments.named.parse() else { return Ok(Outcome::Refused) };
     let Some(row) = world.manifest.find(&username, &appname).await? else { return Ok(arguments.named.not_found()) };
     let output = arguments.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.tar.zst", row.container)));
@@ -162,7 +162,7 @@ async fn at_rest(manifest: &Manifest, id: Uuid) -> anyhow::Result<Option<Instanc
 /// server does the rest.
 pub(super) async fn import(global: &Global, arguments: &Import) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
-    let manifest = Manifest::new(&config);
+    let manifest = settings::manifest(&config);
     let archives = Archives::new(config.lifecycle.archive_dir.clone());
     let header = match Archives::header(&arguments.file).await {
         Ok(header) => header,

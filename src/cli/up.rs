@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 use clap::Args;
 
+use super::migrate::migrate_as_owner;
 use super::settings::Started;
 use super::{Global, Outcome, serve};
 use crate::config::{Config, PortRange};
@@ -11,7 +12,7 @@ use crate::containers::{InstanceKey, make_secret};
 use crate::embedded::{self, DirLock, HaproxyProcess, Layout, Postgres};
 use crate::haproxy::{Haproxy, HaproxyError, Proxy, Settings};
 use crate::instance::name::Hostname;
-use crate::manifest::{Manifest, migrate};
+use crate::manifest::Manifest;
 use crate::{reconcile, server, webhook};
 
 #[derive(Debug, Args)]
@@ -53,7 +54,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
 
     let stop = serve::stopped()?;
     log::info!("Postgres: {:?}", Postgres::ensure(&layout).await?);
-    migrate(&config.manifest.database_url).await?;
+    migrate_as_owner(&config).await?;
     let new_ca = started.tls && !layout.ca_file().exists();
     write_first_configuration(&config).await?;
     if new_ca && layout.ca_file().exists() {

@@ -11,6 +11,7 @@ impl Config {
             }
         };
         require(self.http.workers > 0, "http.workers: must be at least 1");
+        require(self.http.failures_per_minute > 0, "http.failures_per_minute: must be at least 1");
         require(self.manifest.pool_size > 1, "manifest.pool_size: must be at least 2");
         require(self.reconcile.concurrency > 0, "reconcile.concurrency: must be at least 1");
         require(!self.reconcile.period.is_zero(), "reconcile.period: must not be zero");

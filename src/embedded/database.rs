@@ -20,7 +20,7 @@ struct Exists {
 
 /// Whether the cluster lets us in; the reason if not.
 pub(super) async fn connect(layout: &Layout) -> Result<AsyncPgConnection, String> {
-    let url = layout.url_of("postgres");
+    let url = layout.owner_url_of("postgres");
     match timeout(PATIENCE, AsyncPgConnection::establish(&url)).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(error.to_string()),

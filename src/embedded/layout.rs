@@ -16,6 +16,9 @@ const HAPROXY_SOCKET_PATH_MAX: usize = 97;
 /// What a path in haproxy.cfg or in `haproxy -S` must not hold, besides white space.
 const REFUSED: &str = "#\"'\\{}(),$%";
 
+/// Who owns the cluster, and the tables in it.
+const OWNER: &str = "haas";
+
 /// Where things lie under `--dir`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -166,15 +169,25 @@ impl Layout {
         self.dir.join("up.toml")
     }
 
-    /// The connection string of the database `haas`. It holds no secret: whoever can open the
-    /// socket is let in.
+    /// The connection string of the database `haas`, for a server. It holds no secret: whoever can
+    /// open the socket is let in.
     #[must_use]
     pub fn database_url(&self) -> String {
-        self.url_of("haas")
+        self.url_of("haas", "haas_server")
     }
 
-    /// The same for another database of the cluster.
-    pub(super) fn url_of(&self, database: &str) -> String {
+    /// The same for its owner, who may change the schema.
+    #[must_use]
+    pub fn owner_url(&self) -> String {
+        self.url_of("haas", OWNER)
+    }
+
+    /// The same for the owner and another database of the cluster.
+    pub(super) fn owner_url_of(&self, database: &str) -> String {
+        self.url_of(database, OWNER)
+    }
+
+    fn url_of(&self, database: &str, role: &str) -> String {
         let mut host = String::new();
         for byte in self.postgres_socket_dir().as_os_str().as_bytes() {
             if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {
@@ -183,7 +196,7 @@ impl Layout {
                 let _ = write!(host, "%{byte:02X}");
             }
         }
-        format!("postgresql:///{database}?host={host}&user=haas&application_name=haas")
+        format!("postgresql:///{database}?host={host}&user={role}&application_name=haas")
     }
 
     /// Makes the folders; those with secrets, data or sockets are for their owner only.
@@ -247,6 +260,7 @@ mod tests {
     #[test]
     fn the_database_url_is_escaped() {
         let layout = Layout::new(Path::new("/ä&b")).unwrap();
-        assert_eq!(layout.database_url(), "postgresql:///haas?host=/%C3%A4%26b/run&user=haas&application_name=haas");
+        let url = "postgresql:///haas?host=/%C3%A4%26b/run&user=haas_server&application_name=haas";
+        assert_eq!(layout.database_url(), url);
     }
 }

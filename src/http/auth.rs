@@ -1,129 +1,207 @@
-//! Known parties: whoever has one of the secrets.
+//! Who asks: a known party, by a signature, by `Authorization: Bearer`, or by the secret in a body.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use actix_web::HttpRequest;
-use actix_web::http::header::AUTHORIZATION;
-use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
-use thiserror::Error;
+use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName};
+use chrono::{DateTime, Utc};
 
-use super::Problem;
+use super::problem::Problem;
+use super::request_id::RequestId;
+use super::signature::{Message, Signature, SignatureError, TOLERANCE};
+use super::{Api, host};
+use crate::clients::{Key, Right};
+use crate::instance::name::{AppName, Username};
+use crate::manifest::{Actor, Cause, Manifest, ManifestError};
 
-/// Why the secrets can't be read.
-#[derive(Debug, Error)]
-pub enum SecretsError {
-    /// The folder, or a file in it, can't be read.
-    #[error("{path}: {error}")]
-    Io {
-        /// Which one.
-        path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
-    },
-    /// There is none, so that nobody could ask for anything.
-    #[error("{0}: has no *.secret file with a secret in it")]
-    None(PathBuf),
+const SIGNATURE: HeaderName = HeaderName::from_static("signature");
+const SIGNATURE_INPUT: HeaderName = HeaderName::from_static("signature-input");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// A known party that was let in, with the right that it needs.
+pub(super) struct Caller {
+    key: Key,
+    source: Option<IpAddr>,
 }
 
-/// The secrets that callers may use: one for each file `*.secret`, so that a new one can be
-/// handed out before the old one is withdrawn. Only their hashes are kept.
-#[derive(Clone)]
-pub struct Secrets {
-    dir: PathBuf,
-    hashes: Arc<RwLock<Vec<[u8; 32]>>>,
+/// What somebody shows to be let in.
+enum Refused {
+    /// Nothing at all, which is no guess.
+    Nothing,
+    /// A key that nobody has, or a signature that it does not make; of a client that it claims to be.
+    Wrong(Option<String>, Problem),
+    /// Whoever has the key, and has made something of it that won't do.
+    Unfit(Problem),
 }
 
-impl Secrets {
-    /// Reads the folder.
-    ///
-    /// # Errors
-    /// [`SecretsError`] when it can't be read, or has no secret.
-    pub fn read(dir: &Path) -> Result<Self, SecretsError> {
-        let hashes = Arc::new(RwLock::new(read(dir)?));
-        Ok(Self { dir: dir.to_owned(), hashes })
-    }
-
-    /// Reads the folder again; what was known stays in force when that fails.
-    ///
-    /// # Errors
-    /// As for [`Secrets::read`].
-    pub fn reload(&self) -> Result<(), SecretsError> {
-        let fresh = read(&self.dir)?;
-        if let Ok(mut hashes) = self.hashes.write() {
-            *hashes = fresh;
+impl Caller {
+    /// Lets a known party in that has this right. `body` is what a signature has to cover; `secret` is
+    /// what the body held as such.
+    pub async fn admit(
+        request: &HttpRequest,
+        api: &Api,
+        right: Right,
+        body: &[u8],
+        secret: Option<&str>,
+    ) -> Result<Self, Problem> {
+        let source = source(request);
+        let identified = if request.headers().contains_key(SIGNATURE) || request.headers().contains_key(SIGNATURE_INPUT)
+        {
+            by_signature(request, api, body)
+        } else if request.headers().contains_key(AUTHORIZATION) {
+            bearer(request.headers())
+                .map_or(Err(Refused::Nothing), |token| by_secret(api, token))
+                .map(|key| (key, None))
+        } else {
+            secret.map_or(Err(Refused::Nothing), |secret| by_secret(api, secret)).map(|key| (key, None))
+        };
+        let now = Instant::now();
+        let (key, nonce) = match identified {
+            Ok(identified) => identified,
+            Err(Refused::Nothing) => return Err(Problem::InvalidSecret),
+            Err(Refused::Unfit(problem)) => return Err(problem),
+            Err(Refused::Wrong(client, problem)) => {
+                let wait = api.throttle.fail(source.into(), client.as_deref(), now);
+                let whom = client.map(|client| format!(" of the client {client}")).unwrap_or_default();
+                let from = source.map(|source| source.to_string()).unwrap_or_default();
+                log::warn!(source = from, request = RequestId::current(); "a wrong key{whom}");
+                return Err(wait.map_or(problem, too_many));
+            }
+        };
+        if let Some(wait) = api.throttle.admit(source.into(), &key.client.id, now) {
+            return Err(too_many(wait));
         }
-        Ok(())
+        if let Some((nonce, expires_at)) = nonce
+            && !api.manifest.use_nonce(&key.client.id, &nonce, expires_at).await?
+        {
+            log::warn!(request = RequestId::current(); "a signed request of the client {} again", key.client.id);
+            return Err(Problem::InvalidSignature("the nonce was used before".to_owned()));
+        }
+        let caller = Self { key, source };
+        if caller.key.client.policy.allows(right) {
+            Ok(caller)
+        } else {
+            Err(Problem::Forbidden(format!("it needs the right {}", right.as_str())))
+        }
     }
 
-    /// Whether this is one of the secrets, in a time that tells nothing about them.
-    #[must_use]
-    pub fn admit(&self, candidate: &str) -> bool {
-        let candidate: [u8; 32] = Sha256::digest(candidate).into();
-        let Ok(hashes) = self.hashes.read() else { return false };
-        let any = hashes.iter().fold(Choice::from(0), |any, hash| any | hash.ct_eq(&candidate));
-        any.into()
+    /// Whose instances it may know of.
+    pub fn usernames(&self) -> &crate::clients::Usernames {
+        &self.key.client.policy.usernames
     }
 
-    /// Admits a request by its `Authorization: Bearer` (RFC 6750, section 2.1).
-    pub(super) fn admit_bearer(&self, request: &HttpRequest) -> Result<(), Problem> {
-        let given = request
-            .headers()
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim());
-        match given {
-            Some(token) if self.admit(token) => Ok(()),
-            _ => Err(Problem::InvalidSecret),
+    /// What it does to one instance, if it may act for that user.
+    pub async fn act<'a>(
+        &self,
+        api: &Api,
+        kind: &'static str,
+        username: &'a Username,
+        appname: &'a AppName,
+    ) -> Result<Act<'a>, Problem> {
+        let act = Act { manifest: api.manifest.caused_by(self.cause()), kind, username, appname };
+        if self.usernames().permits(username) {
+            return Ok(act);
+        }
+        let problem = Problem::Forbidden("it may not act for this user".to_owned());
+        act.note(&problem).await;
+        Err(problem)
+    }
+
+    fn cause(&self) -> Cause {
+        let actor = Actor::Client { client: self.key.client.id.clone(), key: self.key.id.clone(), source: self.source };
+        Cause { actor, request: RequestId::current() }
+    }
+}
+
+/// What a caller does to one instance; who it is stands in every event of it.
+pub(super) struct Act<'a> {
+    /// The manifest, through which it is done.
+    pub manifest: Manifest,
+    kind: &'static str,
+    username: &'a Username,
+    appname: &'a AppName,
+}
+
+impl Act<'_> {
+    /// What came of it; a refusal is an event, too.
+    pub async fn noting<T>(&self, outcome: Result<T, ManifestError>) -> Result<T, Problem> {
+        match outcome {
+            Ok(done) => Ok(done),
+            Err(error) => {
+                let problem = Problem::from(error);
+                self.note(&problem).await;
+                Err(problem)
+            }
+        }
+    }
+
+    async fn note(&self, problem: &Problem) {
+        if !problem.is_the_callers() {
+            return;
+        }
+        if let Err(error) = self.manifest.note_refusal(self.username, self.appname, self.kind, problem.slug()).await {
+            log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
         }
     }
 }
 
-fn read(dir: &Path) -> Result<Vec<[u8; 32]>, SecretsError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |error| SecretsError::Io { path, error }
+fn too_many(wait: Duration) -> Problem {
+    Problem::TooManyFailures { seconds: wait.as_secs().saturating_add(1) }
+}
+
+fn by_secret(api: &Api, secret: &str) -> Result<Key, Refused> {
+    api.clients.admit(secret).ok_or(Refused::Wrong(None, Problem::InvalidSecret))
+}
+
+/// RFC 6750, section 2.1.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+type Signed = (Key, Option<(String, DateTime<Utc>)>);
+
+fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Signed, Refused> {
+    let unfit = |error: &SignatureError| Refused::Unfit(Problem::InvalidSignature(error.to_string()));
+    let headers = request.headers();
+    // A list that is split over lines is one list (RFC 9110, section 5.3).
+    let field = |name: HeaderName| {
+        let values: Vec<&str> = headers.get_all(name).filter_map(|value| value.to_str().ok()).collect();
+        values.join(", ")
     };
-    let mut hashes = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(failed(dir))? {
-        let path = entry.map_err(failed(dir))?.path();
-        if path.extension().is_none_or(|extension| extension != "secret") {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).map_err(failed(&path))?;
-        let secret = text.lines().next().unwrap_or_default().trim();
-        if !secret.is_empty() {
-            hashes.push(Sha256::digest(secret).into());
-        }
+    let signature = Signature::parse(&field(SIGNATURE_INPUT), &field(SIGNATURE)).map_err(|error| unfit(&error))?;
+    let wrong = |client: Option<String>| {
+        Refused::Wrong(client, Problem::InvalidSignature(SignatureError::Mismatch.to_string()))
+    };
+    let key = api.clients.key(&signature.key_id).ok_or_else(|| wrong(None))?;
+    let proto = headers.get_all(FORWARDED_PROTO).last().and_then(|value| value.to_str().ok());
+    let host_field = headers.get(HOST).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let host = host_field.or_else(|| host(request.head())).unwrap_or_default();
+    let message = Message {
+        method: request.method().as_str(),
+        scheme: proto.unwrap_or("http"),
+        host: &host,
+        target: request.uri().path_and_query().map_or("/", |target| target.as_str()),
+        fields: headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect(),
+        body,
+    };
+    match signature.verify(&message, key.secret(), Utc::now().timestamp()) {
+        Ok(()) => {}
+        Err(SignatureError::Mismatch) => return Err(wrong(Some(key.client.id.clone()))),
+        Err(error) => return Err(unfit(&error)),
     }
-    if hashes.is_empty() { Err(SecretsError::None(dir.to_owned())) } else { Ok(hashes) }
+    // As long as the same bytes would be in time.
+    let expires_at = DateTime::from_timestamp(signature.created.saturating_add(TOLERANCE + 1), 0);
+    let expires_at = expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC);
+    Ok((key, Some((signature.nonce, expires_at))))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn old_and_new_overlap_while_one_is_rotated() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(Secrets::read(dir.path()), Err(SecretsError::None(_))));
-        std::fs::write(dir.path().join("provision.secret"), "old\n").unwrap();
-        std::fs::write(dir.path().join("instance.key"), "no secret\n").unwrap();
-        std::fs::write(dir.path().join("empty.secret"), "\n").unwrap();
-        let secrets = Secrets::read(dir.path()).unwrap();
-        assert!(secrets.admit("old"));
-        assert!(!secrets.admit("") && !secrets.admit("no secret") && !secrets.admit("old\n"));
-        std::fs::write(dir.path().join("next.secret"), "new\n").unwrap();
-        secrets.reload().unwrap();
-        assert!(secrets.admit("old") && secrets.admit("new"));
-        std::fs::remove_file(dir.path().join("provision.secret")).unwrap();
-        secrets.reload().unwrap();
-        assert!(!secrets.admit("old") && secrets.admit("new"));
-        std::fs::remove_file(dir.path().join("next.secret")).unwrap();
-        assert!(secrets.reload().is_err());
-        assert!(secrets.admit("new"), "a mistake in the folder locks nobody out");
-    }
+/// Where the request came from: what HAProxy says, which lets nobody else say it; the connection's
+/// other end where there is no HAProxy.
+pub(super) fn source(request: &HttpRequest) -> Option<IpAddr> {
+    let forwarded = request.headers().get_all(FORWARDED_FOR).last().and_then(|value| value.to_str().ok());
+    let last = forwarded.and_then(|list| list.rsplit(',').next()).and_then(|address| address.trim().parse().ok());
+    last.or_else(|| request.peer_addr().map(|peer| peer.ip()))
 }

@@ -9,8 +9,10 @@ use futures_util::StreamExt;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::auth::Secrets;
+use super::Api;
+use super::auth::Caller;
 use super::problem::{FieldError, Problem};
+use crate::clients::Right;
 use crate::instance::name::NameError;
 
 const LIMIT: usize = 16 * 1024;
@@ -26,29 +28,41 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// Reads the body, and lets in who has the secret. Nothing else of it is looked at before.
-    pub async fn read(request: &HttpRequest, body: web::Payload, secrets: &Secrets) -> Result<Self, Problem> {
+    /// Reads the body, and lets in who is known and has this right. Nothing else of it is looked at
+    /// before.
+    pub async fn read(
+        request: &HttpRequest,
+        body: web::Payload,
+        api: &Api,
+        right: Right,
+    ) -> Result<(Caller, Self), Problem> {
         let kind = content_type(request);
         let parse = match kind.as_str() {
             JSON => from_json,
             FORM => from_form,
             _ => return Err(Problem::UnsupportedMediaType { taken: &[JSON, FORM] }),
         };
-        let (mut values, repeated) = parse(&collect(body).await?)?.into_values();
+        let bytes = collect(body).await?;
+        let (mut values, repeated) = parse(&bytes)?.into_values();
         let secret = values.remove("secret");
-        if !secret.as_ref().and_then(Value::as_str).is_some_and(|secret| secrets.admit(secret)) {
-            return Err(Problem::InvalidSecret);
-        }
-        Self::new(values, repeated, kind == JSON)
+        let caller = Caller::admit(request, api, right, &bytes, secret.as_ref().and_then(Value::as_str)).await?;
+        Ok((caller, Self::new(values, repeated, kind == JSON)?))
     }
 
-    /// Reads the JSON body of a request that was let in already.
-    pub async fn read_admitted(request: &HttpRequest, body: web::Payload) -> Result<Self, Problem> {
+    /// The same of a body that is JSON, and holds no secret.
+    pub async fn read_json(
+        request: &HttpRequest,
+        body: web::Payload,
+        api: &Api,
+        right: Right,
+    ) -> Result<(Caller, Self), Problem> {
+        let bytes = collect(body).await?;
+        let caller = Caller::admit(request, api, right, &bytes, None).await?;
         if content_type(request) != JSON {
             return Err(Problem::UnsupportedMediaType { taken: &[JSON] });
         }
-        let (values, repeated) = from_json(&collect(body).await?)?.into_values();
-        Self::new(values, repeated, true)
+        let (values, repeated) = from_json(&bytes)?.into_values();
+        Ok((caller, Self::new(values, repeated, true)?))
     }
 
     fn new(values: BTreeMap<String, Value>, repeated: Option<String>, json: bool) -> Result<Self, Problem> {

@@ -8,9 +8,11 @@ use chrono::Utc;
 use tokio::time::Instant;
 
 use super::forward::{ForwardError, forward};
+use super::request_id::RequestId;
 use super::wait::{self, Waited};
 use super::{Api, Problem};
 use crate::instance::{Desired, Instance, Phase};
+use crate::manifest::{Actor, Cause};
 
 /// An app that is laid to rest again sooner than this was just on its way there; later, nobody
 /// could make room for it.
@@ -27,12 +29,13 @@ pub(super) async fn hold(
     let Some(held) = api.held.enter(found.id, api.settings.app_maxconn) else { return Err(Problem::TooManyRequests) };
     let began = Instant::now();
     let (time, id) = (api.settings.wake_timeout, found.id);
+    let manifest = api.manifest.caused_by(Cause { actor: Actor::Visitor, request: RequestId::current() });
     let mut refused = None;
     let over = async |row: &Instance| {
         if row.desired.resting() {
             if began.elapsed() >= JUST_MISSED {
                 refused = Some(Problem::AllBusy);
-            } else if let Err(error) = api.manifest.wake(id, "a request").await {
+            } else if let Err(error) = manifest.wake(id, "a request").await {
                 refused = Some(error.into());
             }
         } else if row.phase == Phase::Failed {

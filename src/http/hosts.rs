@@ -9,6 +9,7 @@ use super::body::Fields;
 use super::instances::named;
 use super::problem::{Problem, ProblemDocument};
 use super::view::InstanceView;
+use crate::clients::Right;
 use crate::failpoint::Boundary;
 use crate::instance::hosts::{EXTRA_HOSTS_MAX, extra_host};
 
@@ -49,14 +50,15 @@ pub(super) async fn put(
     body: web::Payload,
     api: web::Data<Api>,
 ) -> Result<HttpResponse, Problem> {
-    api.secrets.admit_bearer(&request)?;
+    let (caller, mut fields) = Fields::read_json(&request, body, &api, Right::Provision).await?;
     let (username, appname) = named(&path)?;
-    let mut fields = Fields::read_admitted(&request, body).await?;
     let hosts = fields.take_list("hosts", EXTRA_HOSTS_MAX, |text| extra_host(text, &api.settings.domain));
     fields.finish()?;
     let Some(hosts) = hosts else { return Err(Problem::Internal) };
 
-    let written = api.manifest.set_hosts(&username, &appname, &hosts).await?.ok_or(Problem::NoSuchInstance)?;
+    let act = caller.act(&api, "hosts", &username, &appname).await?;
+    let written = act.noting(act.manifest.set_hosts(&username, &appname, &hosts).await).await?;
+    let written = written.ok_or(Problem::NoSuchInstance)?;
     api.faults.hit(Boundary::IntentWritten).await;
     log::info!(instance:% = written.id; "{} has {} extra host(s)", written.container, written.extra_hosts.len());
     Ok(HttpResponse::Ok().json(InstanceView::new(&written, api.settings.public)))

@@ -5,8 +5,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Api;
+use super::auth::Caller;
 use super::problem::{FieldError, Problem, ProblemDocument};
 use super::view::InstanceView;
+use crate::clients::Right;
 use crate::instance::name::{AppName, Username};
 use crate::manifest::Filter;
 
@@ -42,8 +44,9 @@ pub(super) struct Listing {
     ),
 )]
 pub(super) async fn list(request: HttpRequest, api: web::Data<Api>) -> Result<HttpResponse, Problem> {
-    api.secrets.admit_bearer(&request)?;
-    let query = Query::parse(request.query_string()).map_err(Problem::InvalidQuery)?;
+    let caller = Caller::admit(&request, &api, Right::Read, &[], None).await?;
+    let mut query = Query::parse(request.query_string()).map_err(Problem::InvalidQuery)?;
+    query.filter.permitted = caller.usernames().clone();
     let page = api.manifest.list(&query.filter, query.after.as_ref(), query.limit).await?;
     let next = page.next.map(|(username, appname)| {
         let mut link = url::form_urlencoded::Serializer::new(String::new());
@@ -81,8 +84,11 @@ pub(super) async fn show(
     path: web::Path<(String, String)>,
     api: web::Data<Api>,
 ) -> Result<HttpResponse, Problem> {
-    api.secrets.admit_bearer(&request)?;
+    let caller = Caller::admit(&request, &api, Right::Read, &[], None).await?;
     let (username, appname) = named(&path)?;
+    if !caller.usernames().permits(&username) {
+        return Err(Problem::Forbidden("it may not act for this user".to_owned()));
+    }
     let row = api.manifest.find(&username, &appname).await?.ok_or(Problem::NoSuchInstance)?;
     Ok(HttpResponse::Ok().json(InstanceView::new(&row, api.settings.public)))
 }

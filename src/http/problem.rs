@@ -9,6 +9,7 @@ use actix_web::{HttpRequest, HttpResponse, Responder, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::request_id::RequestId;
 use crate::manifest::ManifestError;
 
 /// What every problem's type begins with.
@@ -28,6 +29,15 @@ pub struct FieldError {
 pub enum Problem {
     /// The secret is wrong or missing. The same whether or not the instance exists.
     InvalidSecret,
+    /// The request is signed, and the signature won't do.
+    InvalidSignature(String),
+    /// Who asks is known, and may not do this.
+    Forbidden(String),
+    /// Too many wrong keys have come from there, or were said to be this client's.
+    TooManyFailures {
+        /// How long to wait.
+        seconds: u64,
+    },
     /// The body is neither JSON nor a form, as announced.
     MalformedBody(String),
     /// A field that does not exist: a typo must not be ignored.
@@ -102,6 +112,11 @@ impl Problem {
         use StatusCode as S;
         match self {
             Self::InvalidSecret => (S::UNAUTHORIZED, "invalid-secret", "The secret is wrong or missing"),
+            Self::InvalidSignature(_) => (S::UNAUTHORIZED, "invalid-signature", "The signature won't do"),
+            Self::Forbidden(_) => (S::FORBIDDEN, "forbidden", "This client may not do that"),
+            Self::TooManyFailures { .. } => {
+                (S::TOO_MANY_REQUESTS, "too-many-failures", "Too many requests with a wrong key")
+            }
             Self::MalformedBody(_) => (S::BAD_REQUEST, "malformed-body", "The body can't be read"),
             Self::UnknownField(_) => (S::BAD_REQUEST, "unknown-field", "The body has fields that don't exist"),
             Self::InvalidQuery(_) => (S::BAD_REQUEST, "invalid-query", "The query has parameters that won't do"),
@@ -132,9 +147,20 @@ impl Problem {
         }
     }
 
+    /// The last part of its type.
+    pub(super) fn slug(&self) -> &'static str {
+        self.parts().1
+    }
+
+    /// Whether the request is to blame, and not a part of ours.
+    pub(super) fn is_the_callers(&self) -> bool {
+        self.parts().0.is_client_error()
+    }
+
     /// Seconds after which asking again makes sense.
-    fn retry_after(&self) -> Option<u32> {
+    fn retry_after(&self) -> Option<u64> {
         match self {
+            Self::TooManyFailures { seconds } => Some(*seconds),
             Self::NotReady => Some(2),
             Self::TooManyRequests => Some(1),
             Self::AllBusy => Some(10),
@@ -149,7 +175,7 @@ impl Problem {
     pub fn document(&self) -> ProblemDocument {
         let (status, slug, title) = self.parts();
         let detail = match self {
-            Self::MalformedBody(why) => Some(why.clone()),
+            Self::MalformedBody(why) | Self::InvalidSignature(why) | Self::Forbidden(why) => Some(why.clone()),
             Self::UnsupportedMediaType { taken } => Some(format!("must be {}", taken.join(" or "))),
             Self::NameTaken(which) => Some(format!("the name {which} is taken")),
             _ => None,
@@ -179,7 +205,7 @@ impl ResponseError for Problem {
             answer.insert_header((RETRY_AFTER, seconds.to_string()));
         }
         match self {
-            Self::InvalidSecret => {
+            Self::InvalidSecret | Self::InvalidSignature(_) => {
                 answer.insert_header((WWW_AUTHENTICATE, "Bearer"));
             }
             Self::MethodNotAllowed { allow } => {
@@ -214,15 +240,15 @@ impl From<ManifestError> for Problem {
             }
             ManifestError::BeingPurged => Self::BeingPurged,
             ManifestError::NoFreePort => {
-                log::error!("no port is free; see tenant.ports");
+                log::error!(request = RequestId::current(); "no port is free; see tenant.ports");
                 Self::NoFreePort
             }
             ManifestError::Unavailable(_) => {
-                log::warn!("answered 503: {error}");
+                log::warn!(request = RequestId::current(); "answered 503: {error}");
                 Self::Unavailable
             }
             other => {
-                log::error!("answered 500: {other}");
+                log::error!(request = RequestId::current(); "answered 500: {other}");
                 Self::Internal
             }
         }

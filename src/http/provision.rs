@@ -10,6 +10,7 @@ use super::body::Fields;
 use super::problem::{Problem, ProblemDocument};
 use super::view::InstanceView;
 use super::wait::{self, Waited};
+use crate::clients::Right;
 use crate::failpoint::Boundary;
 use crate::instance::name::{AppName, Email, Username};
 use crate::instance::{Desired, Instance, Phase, State};
@@ -19,8 +20,9 @@ use crate::manifest::NewInstance;
 #[derive(Deserialize, ToSchema)]
 #[allow(dead_code, reason = "the document's schema; the body is read field by field")]
 pub(super) struct ProvisionRequest {
-    /// The secret that was arranged with the caller.
-    secret: String,
+    /// The secret that was arranged with the caller; left out of a request that is signed, or has
+    /// `Authorization: Bearer`.
+    secret: Option<String>,
     /// Whose the app is: a DNS label.
     #[schema(example = "alice", max_length = 63)]
     username: String,
@@ -36,8 +38,9 @@ pub(super) struct ProvisionRequest {
 #[derive(Deserialize, ToSchema)]
 #[allow(dead_code, reason = "the document's schema; the body is read field by field")]
 pub(super) struct DeprovisionRequest {
-    /// The secret that was arranged with the caller.
-    secret: String,
+    /// The secret that was arranged with the caller; left out of a request that is signed, or has
+    /// `Authorization: Bearer`.
+    secret: Option<String>,
     /// Whose the app is.
     #[schema(example = "alice")]
     username: String,
@@ -53,8 +56,9 @@ pub(super) struct DeprovisionRequest {
 #[derive(Deserialize, ToSchema)]
 #[allow(dead_code, reason = "the document's schema; the body is read field by field")]
 pub(super) struct RestoreRequest {
-    /// The secret that was arranged with the caller.
-    secret: String,
+    /// The secret that was arranged with the caller; left out of a request that is signed, or has
+    /// `Authorization: Bearer`.
+    secret: Option<String>,
     /// Whose the app is.
     #[schema(example = "alice")]
     username: String,
@@ -77,7 +81,7 @@ pub(super) struct RestoreRequest {
         (status = 200, description = "It was there already, and answers at its endpoint; one that rests wakes up for that", body = InstanceView),
         (status = 202, description = "It does not answer yet; ask at Location", body = InstanceView),
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 401, description = "The secret is wrong or missing", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 401, description = "Neither a secret nor a signature of a known party", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "A name is taken", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "Neither JSON nor a form", body = ProblemDocument, content_type = "application/problem+json"),
@@ -90,7 +94,7 @@ pub(super) async fn provision(
     body: web::Payload,
     api: web::Data<Api>,
 ) -> Result<HttpResponse, Problem> {
-    let mut fields = Fields::read(&request, body, &api.secrets).await?;
+    let (caller, mut fields) = Fields::read(&request, body, &api, Right::Provision).await?;
     let username = fields.take("username", Username::parse);
     let email = fields.take("emailaddress", Email::parse);
     let appname = fields.take("appname", AppName::parse);
@@ -99,7 +103,9 @@ pub(super) async fn provision(
         return Err(Problem::Internal);
     };
 
-    let provisioned = api.manifest.provision(&NewInstance { username, appname, email }).await?;
+    let new = NewInstance { username, appname, email };
+    let act = caller.act(&api, "provision", &new.username, &new.appname).await?;
+    let provisioned = act.noting(act.manifest.provision(&new).await).await?;
     api.faults.hit(Boundary::IntentWritten).await;
     let written = provisioned.instance;
     log::info!(instance:% = written.id; "{} provisioned{}", written.container, if provisioned.new { "" } else { " again" });
@@ -138,7 +144,7 @@ pub(super) async fn provision(
         (status = 200, description = "Its container is gone; with `purge`, its data too", body = InstanceView),
         (status = 202, description = "It is on its way out; ask at Location", body = InstanceView),
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 401, description = "The secret is wrong or missing", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 401, description = "Neither a secret nor a signature of a known party", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, description = "There is no such instance", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "It was provisioned again in the meantime", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
@@ -152,7 +158,7 @@ pub(super) async fn deprovision(
     body: web::Payload,
     api: web::Data<Api>,
 ) -> Result<HttpResponse, Problem> {
-    let mut fields = Fields::read(&request, body, &api.secrets).await?;
+    let (caller, mut fields) = Fields::read(&request, body, &api, Right::Deprovision).await?;
     let username = fields.take("username", Username::parse);
     let appname = fields.take("appname", AppName::parse);
     let purge = fields.take_flag("purge");
@@ -161,7 +167,9 @@ pub(super) async fn deprovision(
         return Err(Problem::Internal);
     };
 
-    let written = api.manifest.deprovision(&username, &appname, purge).await?.ok_or(Problem::NoSuchInstance)?;
+    let act = caller.act(&api, "deprovision", &username, &appname).await?;
+    let written = act.noting(act.manifest.deprovision(&username, &appname, purge).await).await?;
+    let written = written.ok_or(Problem::NoSuchInstance)?;
     api.faults.hit(Boundary::IntentWritten).await;
     log::info!(instance:% = written.id; "{} deprovisioned{}", written.container, if purge { ", to be purged" } else { "" });
     let over = async |row: &Instance| !row.desired.gone() || (row.phase == Phase::Deleted && !purge);
@@ -190,7 +198,7 @@ pub(super) async fn deprovision(
         (status = 200, description = "It answers at its endpoint; one that rests wakes up for that", body = InstanceView),
         (status = 202, description = "It does not answer yet; ask at Location", body = InstanceView),
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 401, description = "The secret is wrong or missing", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 401, description = "Neither a secret nor a signature of a known party", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, description = "There is no such instance, not even a deleted one", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "A name is taken, or it is being purged", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
@@ -204,13 +212,15 @@ pub(super) async fn restore(
     body: web::Payload,
     api: web::Data<Api>,
 ) -> Result<HttpResponse, Problem> {
-    let mut fields = Fields::read(&request, body, &api.secrets).await?;
+    let (caller, mut fields) = Fields::read(&request, body, &api, Right::Provision).await?;
     let username = fields.take("username", Username::parse);
     let appname = fields.take("appname", AppName::parse);
     fields.finish()?;
     let (Some(username), Some(appname)) = (username, appname) else { return Err(Problem::Internal) };
 
-    let restored = api.manifest.restore(&username, &appname).await?.ok_or(Problem::NoSuchInstance)?;
+    let act = caller.act(&api, "restore", &username, &appname).await?;
+    let restored = act.noting(act.manifest.restore(&username, &appname).await).await?;
+    let restored = restored.ok_or(Problem::NoSuchInstance)?;
     api.faults.hit(Boundary::IntentWritten).await;
     let written = restored.instance;
     if restored.new {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::intents::{latest, lock_intents, name_taken};
 use super::rows::InstanceRow;
 use super::schema::{hosts, instances};
-use super::{Manifest, ManifestError, events};
+use super::{Cause, Manifest, ManifestError, events};
 use crate::instance::Instance;
 use crate::instance::hosts::{EXTRA_HOSTS_MAX, Move, Obstacle, extra_host, rehost};
 use crate::instance::name::{AppName, Hostname, Username};
@@ -100,10 +100,10 @@ impl Manifest {
                     .await
                     .map_err(name_taken)?;
                 for host in wanted.iter().filter(|host| !instance.extra_hosts.contains(host)) {
-                    events::append(conn, instance.id, "host added", json!({ "host": host })).await?;
+                    events::append(conn, &self.cause, instance.id, "host added", json!({ "host": host })).await?;
                 }
                 for host in instance.extra_hosts.iter().filter(|host| !wanted.contains(host)) {
-                    events::append(conn, instance.id, "host removed", json!({ "host": host })).await?;
+                    events::append(conn, &self.cause, instance.id, "host removed", json!({ "host": host })).await?;
                 }
                 Ok(Some(row.try_into()?))
             })
@@ -138,7 +138,7 @@ impl Manifest {
                 match rehost(&all, self.host_pattern, &self.domain) {
                     Ok(moves) if dry_run || moves.is_empty() => Ok(Rehosted::Moved(moves)),
                     Ok(moves) => {
-                        move_all(conn, &moves).await?;
+                        move_all(conn, &self.cause, &moves).await?;
                         Ok(Rehosted::Moved(moves))
                     }
                     Err(obstacles) => Ok(Rehosted::Refused(obstacles)),
@@ -151,9 +151,8 @@ impl Manifest {
 }
 
 /// Hosts may change hands here, so that they are only unique again when all is done.
-async fn move_all(conn: &mut AsyncPgConnection, moves: &[Move]) -> Result<(), ManifestError> {
+async fn move_all(conn: &mut AsyncPgConnection, cause: &Cause, moves: &[Move]) -> Result<(), ManifestError> {
     let ids: Vec<Uuid> = moves.iter().map(|step| step.id).collect();
-    let from: Vec<&str> = moves.iter().map(|step| step.from.as_str()).collect();
     let to: Vec<&str> = moves.iter().map(|step| step.to.as_str()).collect();
     conn.batch_execute(&format!(
         "SET LOCAL statement_timeout = '{}s'; SET CONSTRAINTS hosts_pkey DEFERRED",
@@ -168,16 +167,8 @@ async fn move_all(conn: &mut AsyncPgConnection, moves: &[Move]) -> Result<(), Ma
     .bind::<Array<Text>, _>(&to)
     .execute(conn)
     .await?;
-    diesel::sql_query(
-        "INSERT INTO events (instance_id, kind, detail)
-         SELECT id, 'rehosted', jsonb_build_object('from', \"from\", 'to', \"to\")
-         FROM unnest($1, $2, $3) AS step (id, \"from\", \"to\")",
-    )
-    .bind::<Array<SqlUuid>, _>(&ids)
-    .bind::<Array<Text>, _>(&from)
-    .bind::<Array<Text>, _>(&to)
-    .execute(conn)
-    .await?;
+    let details = moves.iter().map(|step| (step.id, json!({ "from": step.from, "to": step.to }))).collect();
+    events::append_all(conn, cause, "rehosted", details).await?;
     diesel::sql_query("SET CONSTRAINTS hosts_pkey IMMEDIATE").execute(conn).await.map_err(name_taken)?;
     Ok(())
 }
@@ -186,6 +177,7 @@ async fn move_all(conn: &mut AsyncPgConnection, moves: &[Move]) -> Result<(), Ma
 /// been given away meanwhile must not keep it from coming back.
 pub(super) async fn still_free(
     conn: &mut AsyncPgConnection,
+    cause: &Cause,
     instance: &Instance,
     host: &Hostname,
     domain: &Hostname,
@@ -203,7 +195,7 @@ pub(super) async fn still_free(
     };
     let (kept, lost): (Vec<&Hostname>, Vec<&Hostname>) = instance.extra_hosts.iter().partition(free);
     for host in lost {
-        events::append(conn, instance.id, "host removed", json!({ "host": host, "taken": true })).await?;
+        events::append(conn, cause, instance.id, "host removed", json!({ "host": host, "taken": true })).await?;
     }
     Ok(kept.into_iter().map(ToString::to_string).collect())
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::rows::InstanceRow;
 use super::schema::instances;
-use super::{Manifest, ManifestError, events, hosts, names, ports};
+use super::{Cause, Manifest, ManifestError, events, hosts, names, ports};
 use crate::archive::Archive;
 use crate::instance::name::{AppName, Email, Hostname, Username};
 use crate::instance::{Desired, Instance, Phase};
@@ -50,12 +50,12 @@ impl Manifest {
                 lock_intents(conn).await?;
                 let Some(row) = latest(conn, &new.username, &new.appname).await? else {
                     let row = self.insert(conn, Uuid::new_v4(), new, None).await?;
-                    events::append(conn, row.id, "provisioned", json!({ "port": row.port })).await?;
+                    events::append(conn, &self.cause, row.id, "provisioned", json!({ "port": row.port })).await?;
                     return Ok(Provisioned { instance: row.try_into()?, new: true });
                 };
                 let mut instance = Instance::try_from(row)?;
                 if instance.email != new.email {
-                    instance = update_email(conn, &instance, &new.email).await?;
+                    instance = update_email(conn, &self.cause, &instance, &new.email).await?;
                 }
                 match instance.desired {
                     Desired::Purged => Err(ManifestError::BeingPurged),
@@ -119,7 +119,7 @@ impl Manifest {
         // reconciler, which owns the phase.
         let phase = if instance.live() { instance.phase } else { Phase::Pending };
         let own = Hostname::parse(host).map_err(|_| ManifestError::HostTooLong)?;
-        let extra_hosts = hosts::still_free(conn, instance, &own, &self.domain).await?;
+        let extra_hosts = hosts::still_free(conn, &self.cause, instance, &own, &self.domain).await?;
         let row: InstanceRow = diesel::update(instances::table.find(instance.id))
             .set((
                 (
@@ -151,7 +151,7 @@ impl Manifest {
             .get_result(conn)
             .await
             .map_err(name_taken)?;
-        events::append(conn, row.id, event, json!({ "port": port, "again": true })).await?;
+        events::append(conn, &self.cause, row.id, event, json!({ "port": port, "again": true })).await?;
         row.try_into()
     }
 
@@ -218,7 +218,7 @@ impl Manifest {
             .await
             .optional()?;
         let Some(row) = row else { return Ok(None) };
-        events::append(conn, row.id, event, detail).await?;
+        events::append(conn, &self.cause, row.id, event, detail).await?;
         Ok(Some(row.try_into()?))
     }
 
@@ -255,6 +255,7 @@ pub(super) async fn latest(
 
 async fn update_email(
     conn: &mut AsyncPgConnection,
+    cause: &Cause,
     instance: &Instance,
     email: &Email,
 ) -> Result<Instance, ManifestError> {
@@ -263,7 +264,7 @@ async fn update_email(
         .returning(InstanceRow::as_returning())
         .get_result(conn)
         .await?;
-    events::append(conn, row.id, "email changed", json!({})).await?;
+    events::append(conn, cause, row.id, "email changed", json!({})).await?;
     row.try_into()
 }
 

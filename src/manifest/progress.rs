@@ -8,6 +8,7 @@ use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::events::Outcome;
 use super::rows::{InstanceRow, Progress};
 use super::schema::instances;
 use super::{Manifest, ManifestError, events, ports, roll};
@@ -123,6 +124,8 @@ impl Manifest {
     pub async fn purged(&self, instance: &Instance) -> Result<(), ManifestError> {
         self.run(async |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
+                // Before the row that it takes the names from is gone.
+                events::append(conn, &self.cause, instance.id, "purged", json!({})).await?;
                 let gone = diesel::delete(instances::table)
                     .filter(instances::id.eq(instance.id))
                     .filter(instances::desired.eq(Desired::Purged.as_str()))
@@ -137,7 +140,7 @@ impl Manifest {
                     .bind::<diesel::sql_types::Uuid, _>(instance.id)
                     .execute(conn)
                     .await?;
-                Ok(events::append(conn, instance.id, "purged", json!({})).await?)
+                Ok(())
             })
             .await
         })
@@ -155,7 +158,7 @@ impl Manifest {
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async move |conn| {
                 let row = compare_and_set(conn, instance, progress).await?;
-                events::append(conn, instance.id, kind, detail).await?;
+                events::append(conn, &self.cause, instance.id, kind, detail).await?;
                 row.try_into()
             })
             .await
@@ -239,7 +242,7 @@ impl Manifest {
                 let progress = Progress { port: Some(Some(port)), ..Progress::default() };
                 let row = compare_and_set(conn, instance, progress).await?;
                 let detail = json!({ "occupied": instance.port, "port": port });
-                events::append(conn, instance.id, "port moved", detail).await?;
+                events::append(conn, &self.cause, instance.id, "port moved", detail).await?;
                 row.try_into()
             })
             .await
@@ -308,7 +311,12 @@ impl Manifest {
                         .get_result(conn)
                         .await?;
                 }
-                events::append(conn, instance.id, phase.as_str(), detail).await?;
+                let outcome = match phase {
+                    _ if refused => Outcome::Refused,
+                    Phase::Failed => Outcome::Failed,
+                    _ => Outcome::Done,
+                };
+                events::append_outcome(conn, &self.cause, instance.id, phase.as_str(), detail, outcome).await?;
                 if let Some(spec) = halted {
                     roll::halt(conn, &spec, instance.id).await?;
                 }

@@ -11,6 +11,7 @@ use super::rows::InstanceRow;
 use super::schema::{hosts, instances};
 use super::{Manifest, ManifestError};
 use crate::archive::Archive;
+use crate::clients::{UsernamePattern, Usernames};
 use crate::instance::name::{AppName, Hostname, Username};
 use crate::instance::{Desired, Instance, Phase, State, volume_name};
 
@@ -21,6 +22,8 @@ pub struct Filter {
     pub username: Option<Username>,
     /// Those in one state only.
     pub state: Option<State>,
+    /// Whose there may be.
+    pub permitted: Usernames,
 }
 
 /// What has an instance's data.
@@ -197,6 +200,16 @@ impl Manifest {
                 let any = Desired::ALL.iter().fold(none, |any, desired| {
                     let pair = instances::desired.eq(desired.as_str()).and(instances::phase.eq_any(shown(*desired)));
                     Box::new(any.or(pair))
+                });
+                query = query.filter(any);
+            }
+            if let Usernames::Some(patterns) = &filter.permitted {
+                let none: Box<dyn BoxableExpression<instances::table, Pg, SqlType = Bool>> =
+                    Box::new(instances::username.eq("none at all"));
+                let any = patterns.iter().fold(none, |any, pattern| match pattern {
+                    UsernamePattern::Exactly(name) => Box::new(any.or(instances::username.eq(name.as_str()))),
+                    // Letters, digits and hyphens: nothing that means anything to LIKE.
+                    UsernamePattern::Prefix(prefix) => Box::new(any.or(instances::username.like(format!("{prefix}%")))),
                 });
                 query = query.filter(any);
             }

@@ -71,7 +71,7 @@ impl Manifest {
                     .await
                     .optional()?
                     .ok_or(ManifestError::Stale)?;
-                events::append(conn, row.id, &step.to_string(), detail).await?;
+                events::append(conn, &self.cause, row.id, &step.to_string(), detail).await?;
                 row.try_into()
             })
             .await
@@ -118,7 +118,8 @@ impl Manifest {
                     .returning(InstanceRow::as_returning())
                     .get_result(conn)
                     .await?;
-                events::append(conn, id, "wake", json!({ "why": why, "from": instance.phase.as_str() })).await?;
+                events::append(conn, &self.cause, id, "wake", json!({ "why": why, "from": instance.phase.as_str() }))
+                    .await?;
                 Ok(Some(row.try_into()?))
             })
             .await
@@ -167,7 +168,8 @@ impl Manifest {
                     return Err(ManifestError::Exists);
                 }
                 let row = self.insert(conn, id, new, Some(archive)).await?;
-                events::append(conn, id, "imported", json!({ "file": archive.file, "port": row.port })).await?;
+                events::append(conn, &self.cause, id, "imported", json!({ "file": archive.file, "port": row.port }))
+                    .await?;
                 row.try_into()
             })
             .await
@@ -211,7 +213,7 @@ impl Manifest {
                     .returning(InstanceRow::as_returning())
                     .get_result(conn)
                     .await?;
-                events::append(conn, instance.id, "policy changed", json!(overrides)).await?;
+                events::append(conn, &self.cause, instance.id, "policy changed", json!(overrides)).await?;
                 Ok(Some(row.try_into()?))
             })
             .await

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::intents::lock_intents;
 use super::schema::instances;
-use super::{Manifest, ManifestError};
+use super::{Manifest, ManifestError, events};
 use crate::instance::spec::Spec;
 use crate::instance::{Desired, Instance, Phase};
 
@@ -38,18 +38,26 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn start_roll(&self, spec: &Spec) -> Result<RollStatus, ManifestError> {
+        #[derive(QueryableByName)]
+        struct Changed {
+            #[diesel(sql_type = SqlUuid)]
+            id: Uuid,
+        }
         let wanted = json!(spec);
         self.run(async |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
                 lock_intents(conn).await?;
-                diesel::sql_query(
+                let changed: Vec<Changed> = diesel::sql_query(
                     "UPDATE instances SET next_spec = CASE WHEN spec IS DISTINCT FROM $1 THEN $1 END, updated_at = now()
                      WHERE desired NOT IN ('deleted', 'purged') AND NOT rolling
-                       AND next_spec IS DISTINCT FROM (CASE WHEN spec IS DISTINCT FROM $1 THEN $1 END)",
+                       AND next_spec IS DISTINCT FROM (CASE WHEN spec IS DISTINCT FROM $1 THEN $1 END)
+                     RETURNING id",
                 )
                 .bind::<Jsonb, _>(&wanted)
-                .execute(conn)
+                .load(conn)
                 .await?;
+                let details = changed.into_iter().map(|changed| (changed.id, json!({ "to": wanted }))).collect();
+                events::append_all(conn, &self.cause, "roll wanted", details).await?;
                 diesel::sql_query("NOTIFY haas, 'look'").execute(conn).await?;
                 Ok(())
             })
@@ -136,8 +144,8 @@ pub(super) async fn halt(conn: &mut AsyncPgConnection, spec: &Value, failed: Uui
     let halted = diesel::sql_query(
         "WITH halted AS (UPDATE instances SET next_spec = NULL
                          WHERE next_spec = $1 AND NOT rolling AND id <> $2 RETURNING id)
-         INSERT INTO events (instance_id, kind, detail)
-         SELECT id, 'roll halted', jsonb_build_object('failed', $2) FROM halted",
+         INSERT INTO events (instance_id, kind, detail, outcome)
+         SELECT id, 'roll halted', jsonb_build_object('failed', $2), 'failed' FROM halted",
     )
     .bind::<Jsonb, _>(spec)
     .bind::<SqlUuid, _>(failed)

@@ -121,18 +121,44 @@ pub(super) struct Progress {
     pub restorable_until: Option<Option<DateTime<Utc>>>,
 }
 
-/// Something that happened to an instance.
+/// Something that happened, or was refused.
 #[derive(Debug, Clone, PartialEq, Queryable, Selectable, serde::Serialize)]
 #[diesel(table_name = events, check_for_backend(diesel::pg::Pg))]
 pub struct Event {
     /// Grows with time.
     pub id: i64,
-    /// The instance it happened to; its row may be gone by now.
-    pub instance_id: Uuid,
+    /// The instance it happened to; its row may be gone by now. None where there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<Uuid>,
     /// When.
     pub at: DateTime<Utc>,
-    /// What, as one word.
+    /// What, in a word or two.
     pub kind: String,
+    /// Whose instance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Which app.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub appname: Option<String>,
+    /// Who: `haas`, `client`, `admin` or `visitor`.
+    pub actor: String,
+    /// Which client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    /// With which of its keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    /// From which address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Which administrator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
+    /// By which request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// What came of it: `done`, `refused` or `failed`.
+    pub outcome: String,
     /// The particulars.
     pub detail: Value,
 }

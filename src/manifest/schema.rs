@@ -62,10 +62,19 @@ diesel::table! {
 diesel::table! {
     events (id) {
         id -> BigInt,
-        instance_id -> Uuid,
+        instance_id -> Nullable<Uuid>,
         at -> Timestamptz,
         kind -> Text,
         detail -> Jsonb,
+        username -> Nullable<Text>,
+        appname -> Nullable<Text>,
+        actor -> Text,
+        client_id -> Nullable<Text>,
+        key_id -> Nullable<Text>,
+        source -> Nullable<Text>,
+        login -> Nullable<Text>,
+        request_id -> Nullable<Text>,
+        outcome -> Text,
     }
 }
 
@@ -89,6 +98,14 @@ diesel::table! {
         kind -> Text,
         name -> Text,
         since -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    request_nonces (client_id, nonce) {
+        client_id -> Text,
+        nonce -> Text,
+        expires_at -> Timestamptz,
     }
 }
 

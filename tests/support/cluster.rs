@@ -21,7 +21,7 @@ impl Cluster {
     /// Starts a cluster, migrates it, and makes a configuration for it.
     pub async fn start(ports: Ports, settings: &[(&str, &str)]) -> Self {
         let cluster = Self::start_empty(ports, settings).await;
-        migrate(&cluster.config.manifest.database_url).await.unwrap();
+        migrate(&cluster.layout.owner_url(), Some("haas_server")).await.unwrap();
         cluster
     }
 
@@ -79,8 +79,13 @@ impl Cluster {
 }
 
 pub async fn sql(layout: &Layout, statement: &str) -> Result<String, String> {
+    sql_as(&layout.owner_url(), statement).await
+}
+
+/// The same as whoever this connection string names.
+pub async fn sql_as(url: &str, statement: &str) -> Result<String, String> {
     let output = tokio::process::Command::new("psql")
-        .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement, &layout.database_url()])
+        .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement, url])
         .output()
         .await
         .unwrap();

@@ -1,0 +1,130 @@
+//! What a client may do, and for whom.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::instance::name::Username;
+
+/// Something that a client may be allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Right {
+    /// To provision and restore instances, and to give them custom domains.
+    Provision,
+    /// To take instances away, with their data too.
+    Deprovision,
+    /// To list and show instances.
+    Read,
+    /// To sign an owner on to an instance's admin.
+    Sso,
+    /// All of these.
+    Admin,
+}
+
+impl Right {
+    /// As it stands in a policy's file.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Provision => "provision",
+            Self::Deprovision => "deprovision",
+            Self::Read => "read",
+            Self::Sso => "sso",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// A username, or those that begin alike: `team-*`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum UsernamePattern {
+    /// This one.
+    Exactly(Username),
+    /// Those that begin so.
+    Prefix(String),
+}
+
+impl TryFrom<String> for UsernamePattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let Some(prefix) = text.strip_suffix('*') else {
+            let parsed = Username::parse(&text);
+            return parsed.map(Self::Exactly).map_err(|error| format!("usernames: {text:?} {error}"));
+        };
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if prefix.len() <= 63 && prefix.bytes().all(plain) {
+            Ok(Self::Prefix(prefix.to_owned()))
+        } else {
+            Err(format!("usernames: {text:?} must be a username, or the beginning of one and a star"))
+        }
+    }
+}
+
+/// For whom a client may act.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Usernames {
+    /// Everybody.
+    #[default]
+    All,
+    /// These alone.
+    Some(Vec<UsernamePattern>),
+}
+
+impl Usernames {
+    /// Whether this one is among them.
+    #[must_use]
+    pub fn permits(&self, username: &Username) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some(patterns) => patterns.iter().any(|pattern| match pattern {
+                UsernamePattern::Exactly(exactly) => exactly == username,
+                UsernamePattern::Prefix(prefix) => username.as_str().starts_with(prefix),
+            }),
+        }
+    }
+}
+
+/// What a client may do, and for whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Its rights.
+    pub rights: Vec<Right>,
+    /// For whom.
+    pub usernames: Usernames,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    rights: Option<Vec<Right>>,
+    usernames: Option<Vec<UsernamePattern>>,
+}
+
+impl Policy {
+    /// Reads a policy's file; without one, everything is allowed. So it is for what the file does not say.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a line.
+    pub(super) fn read(path: &Path) -> Result<Self, String> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        };
+        let file: File = toml::from_str(&text).map_err(|error| format!("{}: {}", path.display(), error.message()))?;
+        Ok(Self {
+            rights: file.rights.unwrap_or_else(|| vec![Right::Admin]),
+            usernames: file.usernames.map_or(Usernames::All, Usernames::Some),
+        })
+    }
+
+    /// Whether it has this right.
+    #[must_use]
+    pub fn allows(&self, right: Right) -> bool {
+        self.rights.contains(&right) || self.rights.contains(&Right::Admin)
+    }
+}

@@ -1,0 +1,183 @@
+//! Guessing is slowed: failures to sign in are counted by where they come from, and by whom they claim
+//! to be. Whoever has failed too often waits, and is not even told whether a guess was right.
+//!
+//! A client is not locked out by others' guesses: where it has signed in lately, it goes on to.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Sources and clients that are remembered; past that the oldest are forgotten.
+const REMEMBERED: usize = 10_000;
+/// How long a source is known as a client's own after it has signed in there.
+const OWN_FOR: Duration = Duration::from_secs(24 * 3600);
+const MINUTE: f64 = 60.0;
+
+/// Where requests come from; an IPv6 network counts as one, since whoever has one address of it
+/// mostly has all of them (RFC 6177, section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Source(Option<IpAddr>);
+
+impl From<Option<IpAddr>> for Source {
+    fn from(address: Option<IpAddr>) -> Self {
+        Self(address.map(|address| match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments();
+                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+            }
+            v4 @ IpAddr::V4(_) => v4,
+        }))
+    }
+}
+
+/// Failures, which leak away with time.
+struct Bucket {
+    level: f64,
+    at: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    sources: HashMap<Source, Bucket>,
+    clients: HashMap<String, Bucket>,
+    own: HashMap<(Source, String), Instant>,
+}
+
+/// The counts, in this process's memory: shared by the API's workers.
+#[derive(Clone)]
+pub struct Throttle {
+    /// Failures a minute, and so many at once.
+    allowed: f64,
+    state: Arc<Mutex<State>>,
+}
+
+impl Throttle {
+    /// Slows down whoever fails more often than this.
+    #[must_use]
+    pub fn new(failures_per_minute: u32) -> Self {
+        Self { allowed: f64::from(failures_per_minute), state: Arc::default() }
+    }
+
+    /// How long somebody has to wait who has just given the right key; none for the welcome.
+    pub(super) fn admit(&self, source: Source, client: &str, now: Instant) -> Option<Duration> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = (source, client.to_owned());
+        let known = state.own.get(&own).is_some_and(|at| now.duration_since(*at) < OWN_FOR);
+        if !known {
+            let waits = [
+                state.sources.get(&source).and_then(|bucket| self.wait(bucket, now)),
+                state.clients.get(client).and_then(|bucket| self.wait(bucket, now)),
+            ];
+            if let Some(wait) = waits.into_iter().flatten().max() {
+                return Some(wait);
+            }
+        }
+        make_room(&mut state.own, |at| *at);
+        state.own.insert(own, now);
+        None
+    }
+
+    /// Counts a wrong key, or says how long this one has to wait before it may try another.
+    pub(super) fn fail(&self, source: Source, client: Option<&str>, now: Instant) -> Option<Duration> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = [
+            state.sources.get(&source).and_then(|bucket| self.wait(bucket, now)),
+            client.and_then(|client| state.clients.get(client)).and_then(|bucket| self.wait(bucket, now)),
+        ];
+        if let Some(wait) = waits.into_iter().flatten().max() {
+            return Some(wait);
+        }
+        self.count(&mut state.sources, source, now);
+        if let Some(client) = client {
+            self.count(&mut state.clients, client.to_owned(), now);
+        }
+        None
+    }
+
+    fn level(&self, bucket: &Bucket, now: Instant) -> f64 {
+        let leaked = now.duration_since(bucket.at).as_secs_f64() * self.allowed / MINUTE;
+        (bucket.level - leaked).max(0.0)
+    }
+
+    fn wait(&self, bucket: &Bucket, now: Instant) -> Option<Duration> {
+        let over = self.level(bucket, now) + 1.0 - self.allowed;
+        (over > 0.0).then(|| Duration::from_secs_f64(over * MINUTE / self.allowed))
+    }
+
+    fn count<K: Hash + Eq + Clone>(&self, buckets: &mut HashMap<K, Bucket>, key: K, now: Instant) {
+        make_room(buckets, |bucket| bucket.at);
+        let level = buckets.get(&key).map_or(0.0, |bucket| self.level(bucket, now));
+        buckets.insert(key, Bucket { level: level + 1.0, at: now });
+    }
+}
+
+/// Forgets the older half when there are too many.
+fn make_room<K: Hash + Eq, V>(map: &mut HashMap<K, V>, at: impl Fn(&V) -> Instant) {
+    if map.len() < REMEMBERED {
+        return;
+    }
+    let mut times: Vec<Instant> = map.values().map(&at).collect();
+    times.sort_unstable();
+    let middle = times[times.len() / 2];
+    map.retain(|_, value| at(value) > middle);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        Some(text.parse().unwrap()).into()
+    }
+
+    #[test]
+    fn a_source_that_guesses_waits_and_others_do_not() {
+        let (throttle, now) = (Throttle::new(20), Instant::now());
+        let (bad, good) = (source("192.0.2.1"), source("192.0.2.2"));
+        for _ in 0..20 {
+            assert_eq!(throttle.fail(bad, None, now), None);
+        }
+        let wait = throttle.fail(bad, None, now).unwrap();
+        assert_eq!(wait, Duration::from_secs(3));
+        // Not even the right key is told from a wrong one.
+        assert_eq!(throttle.admit(bad, "appmaker", now), Some(wait));
+        assert_eq!(throttle.admit(good, "appmaker", now), None);
+        assert_eq!(throttle.admit(bad, "appmaker", now + wait), None);
+        assert_eq!(throttle.fail(bad, None, now + wait), None);
+        assert!(throttle.fail(bad, None, now + wait).is_some(), "one for each that has leaked away");
+    }
+
+    #[test]
+    fn a_client_whose_key_is_guessed_from_everywhere_goes_on_where_it_was_before() {
+        let (throttle, now) = (Throttle::new(20), Instant::now());
+        let home = source("2001:db8:1:2::3");
+        assert_eq!(throttle.admit(home, "appmaker", now), None);
+        for n in 0..20 {
+            assert_eq!(throttle.fail(source(&format!("198.51.100.{n}")), Some("appmaker"), now), None);
+        }
+        assert!(throttle.fail(source("198.51.100.99"), Some("appmaker"), now).is_some());
+        assert!(throttle.admit(source("198.51.100.98"), "appmaker", now).is_some());
+        assert_eq!(throttle.admit(source("2001:db8:1:2::4"), "appmaker", now), None, "the same network");
+        // Nor by a guesser beside it.
+        for _ in 0..20 {
+            throttle.fail(home, None, now);
+        }
+        assert!(throttle.fail(home, None, now).is_some());
+        assert_eq!(throttle.admit(home, "appmaker", now), None);
+        assert!(throttle.admit(home, "another", now).is_some());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (throttle, now) = (Throttle::new(20), Instant::now());
+        for n in 0..30_000u32 {
+            let at = now + Duration::from_millis(u64::from(n));
+            throttle.fail(Some(IpAddr::from(n.to_be_bytes())).into(), None, at);
+        }
+        let state = throttle.state.lock().unwrap();
+        assert!(state.sources.len() <= REMEMBERED);
+        assert!(state.sources.contains_key(&Some(IpAddr::from(29_999u32.to_be_bytes())).into()));
+    }
+}

@@ -1,0 +1,268 @@
+//! Known parties, on a whole installation: the three ways in, rights, rotation, and guessing.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+use support::eventually;
+use support::installation::Installation;
+
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+/// Writes a file of the secrets' folder, as an administrator does.
+fn put(haas: &Installation, name: &str, text: &str) {
+    let dir = haas.layout.secrets_dir();
+    // Whole at once, since the server looks whenever something changes.
+    let temporary = dir.join(format!(".{name}"));
+    std::fs::write(&temporary, text).unwrap();
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::rename(temporary, dir.join(name)).unwrap();
+}
+
+fn url(haas: &Installation, path: &str) -> String {
+    format!("http://haas.localhost:{}{path}", haas.ports.http)
+}
+
+async fn ask(haas: &Installation, method: Method, path: &str, key: Option<&str>, body: Option<&Value>) -> Response {
+    let request = haas.client.request(method, format!("http://127.0.0.1:{}{path}", haas.ports.http));
+    let mut request = request.header("host", "haas.localhost");
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    request.send().await.unwrap()
+}
+
+/// The status, and the last part of the problem's type.
+async fn problem(answer: Response) -> (u16, String) {
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.unwrap();
+    (status, body["type"].as_str().unwrap_or_default().replace("urn:haas:problem:", ""))
+}
+
+/// The example that docs/api.md marks with this word.
+fn example(language: &str) -> String {
+    let docs = include_str!("../docs/api.md");
+    let marked = docs.split(&format!("<!-- signed-request: {language} -->")).nth(1).unwrap();
+    marked.split("```").nth(1).unwrap().split_once('\n').unwrap().1.to_owned()
+}
+
+async fn run(program: &str, arguments: &[&str], dir: &Path, environment: &[(&str, &str)]) -> String {
+    let output = tokio::process::Command::new(program)
+        .args(arguments)
+        .current_dir(dir)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program}: {errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[tokio::test]
+async fn the_signed_request_of_the_docs_provisions_with_curl_and_the_same_bytes_again_do_not() {
+    let haas = Installation::up().await;
+    let user = haas.user("alice");
+    // The same bytes once more, and once more with another body.
+    let script = format!(
+        "{}\necho; curl -sS -i \"$url/provision\" -H 'content-type: application/json' --data-binary \"$body\" \
+             -H \"content-digest: $digest\" -H \"signature-input: haas=$params\" -H \"signature: haas=:$signature:\"\n\
+         echo; curl -sS -i \"$url/provision\" -H 'content-type: application/json' --data-binary \"${{body/notes/other}}\" \
+             -H \"content-digest: $digest\" -H \"signature-input: haas=$params\" -H \"signature: haas=:$signature:\"\n",
+        example("curl").replace("alice\"", &format!("{user}\""))
+    );
+    let file = haas.dir.path().join("signed.sh");
+    std::fs::write(&file, script).unwrap();
+    let output = run("bash", &["-eu", file.to_str().unwrap()], haas.dir.path(), &[("url", &url(&haas, ""))]).await;
+    let statuses: Vec<&str> = output.lines().filter(|line| line.starts_with("HTTP/")).collect();
+    assert!(statuses[0].contains(" 201"), "{output}\n{}", haas.log());
+    assert!(statuses[1].contains(" 401") && statuses[2].contains(" 401"), "{output}");
+    assert!(
+        output.contains("the nonce was used before") && output.contains("does not match its Content-Digest"),
+        "{output}"
+    );
+    assert_eq!(haas.sql("SELECT count(*) FROM instances").await, "1");
+    assert_eq!(haas.sql("SELECT count(*) FROM request_nonces").await, "1");
+    assert!(!haas.log().contains(&haas.secret()));
+}
+
+#[tokio::test]
+async fn the_signed_request_of_the_docs_provisions_with_javascript() {
+    let haas = Installation::up().await;
+    let dir = haas.dir.path();
+    std::fs::write(dir.join("signed.mjs"), example("javascript")).unwrap();
+    // Not every resolver knows *.localhost.
+    std::fs::write(
+        dir.join("localhost.cjs"),
+        "const dns = require('dns'); const lookup = dns.lookup
+         dns.lookup = (name, ...rest) => lookup(name.endsWith('.localhost') ? '127.0.0.1' : name, ...rest)",
+    )
+    .unwrap();
+    std::fs::write(
+        dir.join("main.mjs"),
+        "import { provision } from './signed.mjs'
+         const { URL: url, KEY: key, APP_USER: username } = process.env
+         const answer = await provision(url, 'provision', key, { username, appname: 'notes', emailaddress: 'a@example.com' })
+         console.log(answer.status, await answer.text())",
+    )
+    .unwrap();
+    let environment = [("URL", &*url(&haas, "")), ("KEY", &haas.secret()), ("APP_USER", &haas.user("bob"))];
+    let output = run("node", &["-r", "./localhost.cjs", "main.mjs"], dir, &environment).await;
+    assert!(output.starts_with("201 "), "{output}\n{}", haas.log());
+    assert!(haas.hoodie("bob", "notes").answers().await);
+}
+
+#[tokio::test]
+async fn two_servers_agree_on_which_nonce_was_used() {
+    let cluster = support::cluster::Cluster::start(support::ports(), &[]).await;
+    let (one, two) = (cluster.manifest(), cluster.manifest());
+    let soon = chrono::Utc::now() + chrono::TimeDelta::seconds(60);
+    let attempts = (0..16).map(|n| {
+        let manifest = if n % 2 == 0 { one.clone() } else { two.clone() };
+        async move { manifest.use_nonce("appmaker", "the same one", soon).await.unwrap() }
+    });
+    let taken = futures_util::future::join_all(attempts).await;
+    assert_eq!(taken.iter().filter(|taken| **taken).count(), 1);
+    assert!(one.use_nonce("another", "the same one", soon).await.unwrap(), "each client has its own");
+    // What is out of time is forgotten.
+    assert!(one.use_nonce("appmaker", "old", chrono::Utc::now() - chrono::TimeDelta::seconds(1)).await.unwrap());
+    assert!(two.use_nonce("appmaker", "new", soon).await.unwrap());
+    assert_eq!(cluster.sql("SELECT count(*) FROM request_nonces WHERE nonce = 'old'").await.unwrap(), "0");
+}
+
+#[tokio::test]
+async fn a_client_does_what_it_has_the_right_to_and_for_whom() {
+    let haas = Installation::up().await;
+    let (mine, other) = (haas.user("mine"), haas.user("other"));
+    put(&haas, "partner.toml", &format!("rights = [\"read\", \"provision\"]\nusernames = [\"{mine}*\"]\n"));
+    put(&haas, "partner.secret", KEY);
+    haas.provision("mine", "notes").await;
+    haas.provision("other", "notes").await;
+    eventually("the new client is known", Duration::from_secs(10), || async {
+        (ask(&haas, Method::GET, "/instances", Some(KEY), None).await.status() == 200).then_some(())
+    })
+    .await;
+
+    let list: Value = ask(&haas, Method::GET, "/instances", Some(KEY), None).await.json().await.unwrap();
+    let names: Vec<_> = list["instances"].as_array().unwrap().iter().map(|row| row["username"].clone()).collect();
+    assert_eq!(names, [json!(mine)], "others' apps are not there for it");
+    let show = async |user: &str| {
+        problem(ask(&haas, Method::GET, &format!("/instances/{user}/notes"), Some(KEY), None).await).await
+    };
+    assert_eq!(show(&mine).await.0, 200);
+    assert_eq!(show(&other).await, (403, "forbidden".to_owned()));
+    assert_eq!(show("nobody").await, (403, "forbidden".to_owned()), "nor does it learn who there is");
+
+    // By each of the ways in it is the same client.
+    let body = json!({ "username": mine, "appname": "notes" });
+    let with_secret = json!({ "secret": KEY, "username": mine, "appname": "notes" });
+    let take = async |key, body| problem(ask(&haas, Method::POST, "/deprovision", key, Some(body)).await).await;
+    assert_eq!(take(Some(KEY), &body).await, (403, "forbidden".to_owned()));
+    assert_eq!(take(None, &with_secret).await, (403, "forbidden".to_owned()));
+    let theirs = json!({ "username": other, "appname": "x", "emailaddress": "a@example.com" });
+    let answer = ask(&haas, Method::POST, "/provision", Some(KEY), Some(&theirs)).await;
+    assert_eq!(problem(answer).await, (403, "forbidden".to_owned()));
+    assert_eq!(haas.instance("mine", "notes").await["state"], "running");
+
+    // That it tried is an event; so is what it did.
+    let hosts = json!({ "hosts": ["www.example.org"] });
+    let path = format!("/instances/{mine}/notes/hosts");
+    let answer = ask(&haas, Method::PUT, &path, Some(KEY), Some(&hosts)).await;
+    let request = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+    assert_eq!(answer.status(), 200);
+    let (code, events, _) = haas.haas(&["events", &other, "x", "--json"]).await;
+    let event: Value = serde_json::from_str(events.lines().next().unwrap()).unwrap();
+    assert_eq!((code, &event["outcome"], &event["client_id"]), (0, &json!("refused"), &json!("partner")));
+    let (_, events, _) = haas.haas(&["events", &mine, "notes", "--since", "1h", "--json"]).await;
+    let added: Value = events
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .find(|e: &Value| e["kind"] == "host added")
+        .unwrap();
+    assert_eq!(
+        (&added["client_id"], &added["key_id"], &added["source"]),
+        (&json!("partner"), &json!("partner"), &json!("127.0.0.1"))
+    );
+    assert_eq!(added["request_id"], json!(request));
+    // One id everywhere.
+    assert!(haas.log().contains(&request), "{request}\n{}", haas.log());
+    let proxy_log = std::fs::read_to_string(haas.layout.log_dir().join("haproxy.log")).unwrap_or_default();
+    assert!(proxy_log.contains(&request), "{proxy_log}");
+    assert!(!events.contains("@example.com"), "{events}");
+
+    // A policy that can't be read lets nobody in, and tells the operator.
+    put(&haas, "partner.toml", "rights = [\"everything\"]\n");
+    eventually("the client is not known any more", Duration::from_secs(10), || async {
+        (ask(&haas, Method::GET, "/instances", Some(KEY), None).await.status() == 401).then_some(())
+    })
+    .await;
+    assert_eq!(haas.control("/instances").await.unwrap().status(), 200, "others are");
+    let (_, doctor, _) = haas.haas(&["doctor"]).await;
+    assert!(doctor.contains("partner.toml"), "{doctor}");
+}
+
+#[tokio::test]
+async fn keys_are_rotated_without_a_restart_and_the_old_one_is_refused() {
+    let haas = Installation::up().await;
+    put(&haas, "appmaker.secret", KEY);
+    let next = KEY.replace('0', "f");
+    let status = async |key: &str| ask(&haas, Method::GET, "/instances", Some(key), None).await.status().as_u16();
+    let becomes = async |key: &str, wanted: u16| {
+        eventually("the keys are read again", Duration::from_secs(10), || async {
+            (status(key).await == wanted).then_some(())
+        })
+        .await;
+    };
+    becomes(KEY, 200).await;
+    put(&haas, "appmaker.next.secret", &next);
+    becomes(&next, 200).await;
+    assert_eq!(status(KEY).await, 200, "both count while one is rotated");
+    std::fs::remove_file(haas.layout.secrets_dir().join("appmaker.secret")).unwrap();
+    becomes(KEY, 401).await;
+    assert_eq!(status(&next).await, 200);
+}
+
+#[tokio::test]
+async fn guessing_is_slowed_and_the_good_client_goes_on() {
+    let haas = Installation::up_with("[http]\nfailures_per_minute = 5\n").await;
+    put(&haas, "appmaker.secret", KEY);
+    eventually("the key is known", Duration::from_secs(10), || async {
+        (ask(&haas, Method::GET, "/instances", Some(KEY), None).await.status() == 200).then_some(())
+    })
+    .await;
+    let guess = async |n: u32| ask(&haas, Method::GET, "/instances", Some(&format!("guess {n}")), None).await;
+    let mut statuses = Vec::new();
+    for n in 0..12 {
+        let answer = guess(n).await;
+        statuses.push(answer.status().as_u16());
+        if answer.status() == 429 {
+            let wait: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((1..=13).contains(&wait), "{wait}");
+            assert_eq!(problem(answer).await.1, "too-many-failures");
+        }
+    }
+    // Some of the five were spent while the key was not known yet.
+    assert_eq!(statuses[..2], [401; 2]);
+    assert!(statuses[5..].iter().filter(|status| **status == 429).count() >= 6, "{statuses:?}");
+    // It was let in from here before.
+    assert_eq!(ask(&haas, Method::GET, "/instances", Some(KEY), None).await.status(), 200);
+    // Another's right key, from the same place, is not told from a guess; without any, nothing is counted.
+    assert_eq!(ask(&haas, Method::GET, "/instances", Some(&haas.secret()), None).await.status(), 429);
+    assert_eq!(ask(&haas, Method::GET, "/instances", None, None).await.status(), 401);
+    // What a client says of its address does not count: HAProxy's word does.
+    let lied =
+        haas.client.get(format!("http://127.0.0.1:{}/instances", haas.ports.http)).header("host", "haas.localhost");
+    let lied = lied.header("x-forwarded-for", "192.0.2.77").bearer_auth("a guess").send().await.unwrap();
+    assert_eq!(lied.status(), 429);
+    assert!(haas.log().contains("a wrong key"), "{}", haas.log());
+}
