@@ -235,6 +235,7 @@ async fn the_real_file_does_the_main_job_and_heals_and_is_upgraded() {
     assert!(todo.answers().await && !todo.knows("carol").await);
     let doctor = haas.exec("haas", &["haas", "doctor"]).await;
     assert!(!doctor.contains("BROKEN") && doctor.contains("ok       haproxy"), "{doctor}");
+    assert!(doctor.contains("ok       events"), "its own role can change what is written down: {doctor}");
 
     // An upgrade is a new container, and touches no other.
     let before = [haas.container("postgres").await, haas.container("haas").await, haas.container("haproxy").await];

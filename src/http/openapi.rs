@@ -1,7 +1,8 @@
 //! GET /openapi.json.
 
 use actix_web::HttpResponse;
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 #[derive(OpenApi)]
@@ -20,16 +21,43 @@ use utoipa::{Modify, OpenApi};
         super::health::healthz,
         super::health::readyz,
     ),
-    modifiers(&Bearer)
+    modifiers(&KnownParties)
 )]
 struct Document;
 
-struct Bearer;
+struct KnownParties;
 
-impl Modify for Bearer {
+impl Modify for KnownParties {
+    /// What holds for every operation that only known parties may ask for.
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("secret", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+        let signed = "HTTP Message Signatures (RFC 9421), hmac-sha256; Signature-Input and Content-Digest beside it";
+        let signature = ApiKey::Header(ApiKeyValue::with_description("Signature", signed));
+        components.add_security_scheme("signature", SecurityScheme::ApiKey(signature));
+        for path in document.paths.paths.values_mut() {
+            for operation in [&mut path.get, &mut path.put, &mut path.post].into_iter().flatten() {
+                let Some(refused) = operation.responses.responses.get("401").cloned() else { continue };
+                let responses = &mut operation.responses.responses;
+                for (status, description) in [
+                    ("403", "The client lacks the right, or may not act for this user"),
+                    ("429", "Too many wrong keys; try again after Retry-After"),
+                ] {
+                    let mut refused = refused.clone();
+                    if let RefOr::T(response) = &mut refused {
+                        description.clone_into(&mut response.description);
+                    }
+                    responses.insert(status.to_owned(), refused);
+                }
+                let mut ways =
+                    vec![SecurityRequirement::new("secret", [""; 0]), SecurityRequirement::new("signature", [""; 0])];
+                // Where the body holds the secret.
+                if operation.security.is_none() {
+                    ways.push(SecurityRequirement::default());
+                }
+                operation.security = Some(ways);
+            }
+        }
     }
 }
 
