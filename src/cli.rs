@@ -6,6 +6,7 @@ macro_rules! say {
     ($($argument:tt)*) => { $crate::cli::output::line(format_args!($($argument)*)) };
 }
 
+mod client;
 mod config;
 mod doctor;
 mod down;
@@ -98,6 +99,9 @@ enum Command {
     Show(instances::Show),
     /// Show who changed what, and when
     Events(events::Arguments),
+    /// Show, make and remove the clients that may use the control API
+    #[command(subcommand)]
+    Client(client::Client),
     /// Give an instance a custom domain, or take it away
     #[command(subcommand)]
     Host(host::Host),
@@ -177,6 +181,7 @@ impl Cli {
             Command::List(arguments) => instances::list(&global, &arguments).await,
             Command::Show(arguments) => instances::show(&global, &arguments).await,
             Command::Events(arguments) => events::run(&global, &arguments).await,
+            Command::Client(command) => client::run(&global, &command).await,
             Command::Host(arguments) => host::run(&global, &arguments).await,
             Command::Rehost(arguments) => rehost::run(&global, &arguments).await,
             Command::Routes(arguments) => routes::run(&global, &arguments).await,
