@@ -6,7 +6,8 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::containers::{Docker, DockerSettings, InstanceKey, KeyError};
+use crate::containers::{Docker, DockerSettings};
+use crate::credentials::{InstanceKey, KeyError};
 use crate::failpoint::Faults;
 use crate::haproxy::{self, Haproxy, ReloadSignal};
 use crate::http::{self, Api, Listener, Secrets, SecretsError};
@@ -95,6 +96,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
     let faults = Faults::from_environment();
     let secrets = Secrets::read(&config.secrets.dir)?;
     let world = world(config, faults.clone()).await?;
+    let key = InstanceKey::read(&instance_key_path(&config.secrets.dir))?;
     let (health, nudges) = (Health::default(), Nudges::default());
     let listener = Listener::bind(&config.http.listen)
         .map_err(|error| ServerError::Listen { listen: config.http.listen.to_string(), error })?;
@@ -105,6 +107,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
         secrets: secrets.clone(),
         faults,
         held: world.held.clone(),
+        key,
         settings: http::Settings::from_config(config),
     };
     let server = http::serve(api, listener)
