@@ -34,17 +34,19 @@ pub fn sign_on_url(issued: &SignOn, public: Public) -> String {
 /// passed on to the app.
 pub(super) fn is_own(path: &str) -> bool {
     let path = decode(path.as_bytes());
-    let mut segments: Vec<&[u8]> = Vec::new();
+    // How many segments stand before, if dot segments are taken for what they mean; not every server does that.
+    let mut depth = 0_usize;
     for segment in path.split(|byte| matches!(byte, b'/' | b'\\')) {
         // Parameters of a segment are none of its name (RFC 3986, section 3.3).
         let name = segment.split(|byte| *byte == b';').next().unwrap_or_default();
         match name {
             b"" | b"." => {}
-            b".." => drop(segments.pop()),
-            name => segments.push(name),
+            b".." => depth = depth.saturating_sub(1),
+            name if depth == 0 && name.eq_ignore_ascii_case(FIRST.as_bytes()) => return true,
+            _ => depth += 1,
         }
     }
-    segments.first().is_some_and(|first| first.eq_ignore_ascii_case(FIRST.as_bytes()))
+    false
 }
 
 /// The bytes that a path's escapes stand for; what is no escape stays as it is.
@@ -170,6 +172,7 @@ mod tests {
             "/.haas/",
             "/.haas/sso",
             "/.haas//x/../..",
+            "/.haas/../hoodie/",
             "/%2ehaas/sso",
             "/%2E%68%61%61%73%2fsso",
             "//.haas/sso",

@@ -15,8 +15,9 @@ use super::intents::{latest, lock_intents};
 use super::rows::InstanceRow;
 use super::schema::{instances, sign_on_tokens};
 use super::{Manifest, ManifestError, events};
+use crate::instance::Instance;
 use crate::instance::name::{AppName, Username};
-use crate::instance::{Desired, Instance, Phase};
+use crate::instance::plan::rotate;
 
 /// How long a link is good, in seconds.
 const LIFETIME: f64 = 60.0;
@@ -155,22 +156,16 @@ impl Manifest {
             conn.transaction::<_, ManifestError, _>(async move |conn| {
                 lock_intents(conn).await?;
                 let Some(row) = latest(conn, username, appname).await? else { return Ok(None) };
-                let instance = Instance::try_from(row)?;
+                let mut instance = Instance::try_from(row)?;
                 if instance.desired.gone() {
                     return Ok(None);
                 }
-                // Where somebody may be talking to it, it is drained first.
-                let in_use =
-                    matches!(instance.phase, Phase::Ready | Phase::Running | Phase::Restarting | Phase::Draining);
-                let rolling = instance.rolling || (in_use && instance.desired == Desired::Running);
-                // Of what it is to be made of, else of the same as before.
-                let same = rolling.then(|| instance.spec.as_deref().unwrap_or(&self.spec));
-                let next_spec = instance.next_spec.as_deref().or(same);
+                rotate(&mut instance, &self.spec);
                 let row: InstanceRow = diesel::update(instances::table.find(instance.id))
                     .set((
-                        instances::generation.eq(instances::generation + 1),
-                        instances::rolling.eq(rolling),
-                        instances::next_spec.eq(next_spec.map(|spec| json!(spec))),
+                        instances::generation.eq(instance.generation),
+                        instances::rolling.eq(instance.rolling),
+                        instances::next_spec.eq(instance.next_spec.as_deref().map(|spec| json!(spec))),
                         instances::updated_at.eq(diesel::dsl::now),
                     ))
                     .returning(InstanceRow::as_returning())

@@ -52,6 +52,7 @@ enum Fault {
     ContainerStarted,
     NoRoom,
     Rolled,
+    Rotated,
     Purged,
 }
 
@@ -271,10 +272,10 @@ impl World {
             Fault::NoRoom => self.room = false,
             Fault::Rolled if !self.row.desired.gone() => {
                 let image = format!("image:{}", self.row.phase_since.timestamp() + self.row.generation);
-                let spec = Spec { image, memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1 };
-                self.row.next_spec = Some(spec.into());
+                self.row.next_spec = Some(spec(&image).into());
                 self.row.rolling = self.row.phase == Phase::Running && self.row.desired == Desired::Running;
             }
+            Fault::Rotated if !self.row.desired.gone() => rotate(&mut self.row, &spec("image")),
             // What the executor does when somebody else on the host holds the port.
             Fault::PortMoved
                 if self.row.phase == Phase::Pending
@@ -314,6 +315,10 @@ impl World {
     }
 }
 
+fn spec(image: &str) -> Spec {
+    Spec { image: image.to_owned(), memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1 }
+}
+
 fn faults() -> impl Strategy<Value = Vec<(Fault, u8)>> {
     let fault = prop_oneof![
         Just(Fault::ContainerRemoved),
@@ -338,6 +343,7 @@ fn faults() -> impl Strategy<Value = Vec<(Fault, u8)>> {
         Just(Fault::ContainerStarted),
         Just(Fault::NoRoom),
         Just(Fault::Rolled),
+        Just(Fault::Rotated),
         // Seldom, since nothing comes after it.
         (0..20u8).prop_map(|n| if n == 0 { Fault::Purged } else { Fault::TimePasses }),
     ];
@@ -458,6 +464,47 @@ fn a_roll_that_fails_goes_back_to_what_it_was() {
     assert_eq!(world.row.phase, Phase::Failed);
     settled(&mut world);
     assert_eq!((world.row.phase, world.row.spec), (Phase::Running, before));
+}
+
+#[test]
+fn another_password_makes_it_anew_in_order_and_of_the_same() {
+    let mut world = World::new();
+    settled(&mut world);
+    world.row.spec = Some(spec("image").into());
+    world.container = Seen::Ours(world.container(world.row.volume()));
+    world.set_status(Status::Running);
+    assert_eq!(world.step(false, false), Step::Settled);
+    rotate(&mut world.row, &spec("other"));
+    let mut steps = Vec::new();
+    while world.row.phase != Phase::Running || world.row.rolling {
+        steps.push(world.step(false, false));
+    }
+    let in_order = [
+        Step::Advance(Phase::Draining),
+        Step::AwaitPublish,
+        Step::Drain(Phase::Removing),
+        Step::Remove,
+        Step::Advance(Phase::Pending),
+        Step::Create,
+        Step::AwaitReady(Phase::Ready),
+        Step::AwaitPublish,
+        Step::ConfirmRoute,
+    ];
+    assert_eq!(steps, in_order);
+    assert!(matches!(&world.container, Seen::Ours(c) if c.generation == 2 && c.is_of(&world.row)));
+    assert_eq!(world.row.spec.as_deref(), Some(&spec("image")));
+    // One that sleeps sleeps on, and is made anew when it wakes.
+    world.suffer(Fault::LaidToRest(Desired::Asleep));
+    while world.step(false, false) != Step::Settled {}
+    rotate(&mut world.row, &spec("other"));
+    assert_eq!((world.step(false, false), world.row.rolling), (Step::Settled, false));
+    world.suffer(Fault::Woken);
+    let mut steps = Vec::new();
+    while world.row.phase != Phase::Running {
+        steps.push(world.step(false, false));
+    }
+    assert!(steps.contains(&Step::Remove) && steps.contains(&Step::Create), "{steps:?}");
+    assert!(matches!(&world.container, Seen::Ours(c) if c.generation == 3));
 }
 
 #[test]
