@@ -25,6 +25,7 @@ mod roll;
 mod routes;
 mod serve;
 mod settings;
+mod sign_on;
 mod table;
 mod transfer;
 mod up;
@@ -93,6 +94,10 @@ enum Command {
     Import(transfer::Import),
     /// Bring a new image, or new limits, to the instances that are there
     Roll(roll::Arguments),
+    /// Print a link that signs an app's owner on to its admin dashboard, once, within a minute
+    Sso(sign_on::Sso),
+    /// Give an app's admin another password; ends every session of it, and loses no data
+    Rotate(sign_on::Rotate),
     /// List instances
     List(instances::List),
     /// Show one instance: its state, its latest events, its last log lines if it failed
@@ -178,6 +183,8 @@ impl Cli {
             Command::Export(arguments) => transfer::export(&global, &arguments).await,
             Command::Import(arguments) => transfer::import(&global, &arguments).await,
             Command::Roll(arguments) => roll::run(&global, &arguments).await,
+            Command::Sso(arguments) => sign_on::sso(&global, &arguments).await,
+            Command::Rotate(arguments) => sign_on::rotate(&global, &arguments).await,
             Command::List(arguments) => instances::list(&global, &arguments).await,
             Command::Show(arguments) => instances::show(&global, &arguments).await,
             Command::Events(arguments) => events::run(&global, &arguments).await,

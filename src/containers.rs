@@ -6,7 +6,6 @@
 mod docker;
 #[cfg(feature = "failpoints")]
 pub mod fake;
-mod password;
 mod spec;
 
 use std::future::Future;
@@ -22,7 +21,6 @@ use crate::instance::Instance;
 use crate::instance::plan::{Container, Seen};
 
 pub use docker::{Docker, DockerSettings};
-pub use password::{InstanceKey, KeyError, make_secret};
 
 /// The label with the installation's id. What doesn't carry ours is never touched.
 pub const LABEL_INSTALLATION: &str = "haas.installation";

@@ -26,6 +26,7 @@
 //! | [`server`] | puts the rooms together |
 //! | [`embedded`] | the Postgres and HAProxy that `haas up` runs beside the server |
 //! | [`config`], [`cli`] | settings, and the commands |
+//! | [`credentials`] | the instance key, and what is derived from it: the admins' passwords, the salts of their sessions |
 //! | `whole_file` | a file that is written whole or not at all |
 //! | [`failpoint`] | where a test ends the process, to show that no moment is a bad one |
 
@@ -36,6 +37,7 @@ pub mod cli;
 pub mod clients;
 pub mod config;
 pub mod containers;
+pub mod credentials;
 pub mod embedded;
 pub mod failpoint;
 pub mod haproxy;

@@ -7,6 +7,8 @@
 //! | names, email, host, `extra_hosts`, `desired`, `generation`, `overrides` | handlers and commands | one transaction under the intent lock (`intents`, `hosts`, `rest`) |
 //! | `desired`, one step down or back up | the policy, and whoever makes room | compare-and-set on (id, generation, desired, phase) (`rest`) |
 //! | `next_spec`, `rolling` | `haas roll`, then the reconciler | (`roll`) |
+//! | `generation`, and with it the admin's password | `haas rotate`, too | under the intent lock (`sign_on`) |
+//! | `sign_on_tokens` | `POST /sso` and `haas sso`; each is removed by whoever opens its link | one statement (`sign_on`) |
 //! | `phase` and all that was observed; `archive` and `volume_serial`, which say where the data is | the reconciler | compare-and-set on (id, generation, phase) |
 //! | `port` | both: taken with the intent, moved or given back by the reconciler | in the same transaction as its cause |
 //!
@@ -27,6 +29,7 @@ mod rest;
 mod roll;
 mod rows;
 mod schema;
+mod sign_on;
 mod unclaimed;
 
 use std::sync::Arc;
@@ -56,6 +59,7 @@ pub use query::{DataPlace, Filter, Page};
 pub use rest::Restored;
 pub use roll::RollStatus;
 pub use rows::Event;
+pub use sign_on::{SignOn, Token};
 pub use unclaimed::{Unclaimed, UnclaimedKind};
 
 /// What can go wrong with the manifest.
@@ -91,6 +95,9 @@ pub enum ManifestError {
     /// Every port of the range is taken or withheld.
     #[error("no port is free")]
     NoFreePort,
+    /// The system gave no random bytes.
+    #[error("no random bytes: {0}")]
+    Randomness(String),
     /// Its data is being removed; in a moment there is nothing left of it.
     #[error("it is being purged")]
     BeingPurged,

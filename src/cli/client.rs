@@ -11,7 +11,7 @@ use super::intent::named;
 use super::table::{print, table};
 use super::{Global, Outcome, settings};
 use crate::clients::{self, Clients, Policy, Right, UsernamePattern, Usernames};
-use crate::containers::make_secret;
+use crate::credentials::make_secret;
 use crate::whole_file::{self, Durability};
 
 #[derive(Debug, Subcommand)]

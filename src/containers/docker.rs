@@ -20,10 +20,12 @@ use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 
 use super::{
-    Containers, ContainersError, Data, DataFound, InstanceKey, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE,
-    LABEL_SPEC, LABEL_VOLUME, Owned, OwnedVolume, spec,
+    Containers, ContainersError, Data, DataFound, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, LABEL_SPEC,
+    LABEL_VOLUME, Owned, OwnedVolume,
+    spec::{self, Admin},
 };
 use crate::config::Tenant;
+use crate::credentials::InstanceKey;
 use crate::instance::Instance;
 use crate::instance::plan::{Container, Seen, Status};
 
@@ -46,7 +48,7 @@ pub struct DockerSettings {
     pub installation: Uuid,
     /// Image, limits and times.
     pub tenant: Tenant,
-    /// Derives the admin passwords.
+    /// Derives the admins' passwords, and the salts of their sessions.
     pub key: InstanceKey,
 }
 
@@ -294,9 +296,9 @@ impl Containers for Docker {
         let client = self.client().await?;
         self.ensure_network().await?;
         let port = instance.port.ok_or_else(|| ContainersError::Refused("the instance has no port".to_owned()))?;
-        let password = self.settings.key.admin_password(instance.id, instance.generation);
+        let admin = Admin::of(instance, &self.settings.key);
         let spec = instance.wanted_spec().cloned().unwrap_or_else(|| self.settings.tenant.spec());
-        let body = spec::container(instance, port, self.settings.installation, &spec, &password);
+        let body = spec::container(instance, port, self.settings.installation, &spec, &admin);
         let options =
             CreateContainerOptions { name: Some(instance.container.to_string()), ..CreateContainerOptions::default() };
         match client.create_container(Some(options), body).await {
@@ -423,9 +425,9 @@ impl Containers for Docker {
                 Err(error) => return Err(classify(error)),
             }
         }
-        let password = self.settings.key.admin_password(instance.id, instance.generation);
-        // Postgres can't hold NUL, and nobody should hold the password.
-        Ok(text.replace(&password, "…").replace('\0', ""))
+        let Admin { password, session_salt } = Admin::of(instance, &self.settings.key);
+        // Postgres can't hold NUL, and nobody should hold the secrets.
+        Ok(text.replace(&password, "…").replace(&session_salt, "…").replace('\0', ""))
     }
 
     async fn remove(&self, instance: &Instance) -> Result<(), ContainersError> {

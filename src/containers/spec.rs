@@ -9,6 +9,7 @@ use bollard::models::{
 use uuid::Uuid;
 
 use super::{LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, LABEL_SPEC, LABEL_VOLUME};
+use crate::credentials::InstanceKey;
 use crate::instance::Instance;
 use crate::instance::spec::Spec;
 
@@ -17,6 +18,20 @@ pub(super) const DATA: &str = "/app/data";
 /// Where the image's Hoodie listens.
 const PORT: &str = "80/tcp";
 const MIB: i64 = 1024 * 1024;
+
+/// What a Hoodie knows its admin by.
+pub(super) struct Admin {
+    pub password: String,
+    /// The same at each start, so that its sessions go on; see hoodie/admin-sessions.js.
+    pub session_salt: String,
+}
+
+impl Admin {
+    pub fn of(instance: &Instance, key: &InstanceKey) -> Self {
+        let Instance { id, generation, .. } = *instance;
+        Self { password: key.admin_password(id, generation), session_salt: key.session_salt(id, generation) }
+    }
+}
 
 /// The network that an installation's tenants share without seeing each other.
 pub(super) fn network_name(installation: Uuid) -> String {
@@ -61,7 +76,7 @@ pub(super) fn container(
     port: u16,
     installation: Uuid,
     spec: &Spec,
-    admin_password: &str,
+    admin: &Admin,
 ) -> ContainerCreateBody {
     let memory = i64::from(spec.memory_mib) * MIB;
     let host = HostConfig {
@@ -106,7 +121,10 @@ pub(super) fn container(
     labels.insert(LABEL_VOLUME.to_owned(), instance.volume());
     ContainerCreateBody {
         image: Some(spec.image.clone()),
-        env: Some(vec![format!("hoodie_adminPassword={admin_password}")]),
+        env: Some(vec![
+            format!("hoodie_adminPassword={}", admin.password),
+            format!("HAAS_ADMIN_SESSION_SALT={}", admin.session_salt),
+        ]),
         labels: Some(labels),
         host_config: Some(host),
         ..ContainerCreateBody::default()

@@ -70,10 +70,7 @@ pub(super) async fn forward<G: 'static>(
     let passed_on = fields::request(request, request_body).map_err(ForwardError::Unreachable)?;
     let connection = connect(port).await.map_err(ForwardError::Unreachable)?;
     let (mut app, driver) = http1::handshake(TokioIo::new(connection)).await.map_err(|error| no_answer(&error))?;
-    let driver = Driver(actix_web::rt::spawn(async move {
-        // Its errors are those of the answer, or of its body.
-        let _ = driver.await;
-    }));
+    let driver = Driver::spawn(driver);
     let answer = app.send_request(passed_on).await.map_err(|error| no_answer(&error))?;
     let (parts, body) = answer.into_parts();
     let mut answer = fields::answer(&parts).map_err(ForwardError::BadAnswer)?;
@@ -100,7 +97,8 @@ pub(super) async fn forward<G: 'static>(
     Ok(answer.set_body(Download { body, size, _driver: driver, _held: held }).map_into_boxed_body())
 }
 
-async fn connect(port: u16) -> io::Result<Connection> {
+/// A connection to the app at this loopback port, which may refuse for a moment.
+pub(super) async fn connect(port: u16) -> io::Result<Connection> {
     let until = Instant::now() + REFUSED_FOR;
     loop {
         match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
@@ -129,7 +127,14 @@ fn no_answer(error: &hyper::Error) -> ForwardError {
 }
 
 /// Closes the app's connection when it is dropped.
-struct Driver(JoinHandle<()>);
+pub(super) struct Driver(JoinHandle<()>);
+
+impl Driver {
+    /// Drives a connection. Its errors are those of the answer, or of its body.
+    pub(super) fn spawn(connection: impl Future<Output = hyper::Result<()>> + 'static) -> Self {
+        Self(actix_web::rt::spawn(async move { drop(connection.await) }))
+    }
+}
 
 impl Drop for Driver {
     fn drop(&mut self) {
@@ -209,7 +214,7 @@ impl<G> MessageBody for Download<G> {
 
 /// A connection whose answer can be read when the app takes no more of the request: it may
 /// answer early and hang up, and hyper would report that it can't write instead of reading on.
-struct Connection(TcpStream);
+pub(super) struct Connection(TcpStream);
 
 /// When nothing can be written any more: never. The reading side is about to end as well.
 fn unless_hung_up<T>(written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

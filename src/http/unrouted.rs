@@ -6,7 +6,7 @@ use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 
 use super::hold::hold;
-use super::{Api, Problem, host};
+use super::{Api, Problem, host, own};
 use crate::instance::name::Hostname;
 
 pub(super) async fn unrouted(request: HttpRequest, body: web::Payload, api: web::Data<Api>) -> HttpResponse {
@@ -15,6 +15,10 @@ pub(super) async fn unrouted(request: HttpRequest, body: web::Payload, api: web:
         Some(host) => api.manifest.find_by_host(host).await,
         None => Ok(None),
     };
+    // Never the app's, whether it rests or not.
+    if own::is_own(request.uri().path()) {
+        return own::answer(&request, &api, found).await;
+    }
     let problem = match found {
         Ok(Some(instance)) if !instance.desired.gone() => match hold(&request, body, &api, instance).await {
             // The app's own answer, just as it is.

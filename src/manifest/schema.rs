@@ -109,4 +109,14 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    sign_on_tokens (hash) {
+        hash -> Bytea,
+        instance_id -> Uuid,
+        generation -> BigInt,
+        expires_at -> Timestamptz,
+        created_at -> Timestamptz,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(hosts, instances, notices, withheld_ports);
