@@ -262,6 +262,10 @@ async fn an_app_that_rests_wakes_up_for_its_owner_alone() {
     let haas = Installation::up().await;
     let hoodie = haas.provision("alice", "notes").await;
     hoodie.sign_up("carol").await;
+    let good = link(&haas, "alice", "notes").await;
+    let began = Instant::now();
+    session(open(&hoodie, &good).await).await;
+    println!("signed on to one that is awake in {:?}", began.elapsed());
     for (order, state) in [("sleep", "asleep"), ("archive", "archived")] {
         haas.order(order, "alice", "notes").await;
         let good = link(&haas, "alice", "notes").await;

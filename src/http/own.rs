@@ -30,8 +30,8 @@ pub fn sign_on_url(issued: &SignOn, public: Public) -> String {
 
 /// Whether a path is ours, in any spelling in which some app's server may take it for that: with
 /// escapes, with slashes too many or of the other kind, with dot segments, in capitals. HAProxy
-/// sends here whatever could be (`templates/haproxy.cfg.tera`); what is not ours after all is
-/// passed on to the app.
+/// sends here whatever has that segment anywhere (`templates/haproxy.cfg.tera`); what is not ours
+/// after all is passed on to the app.
 pub(super) fn is_own(path: &str) -> bool {
     let path = decode(path.as_bytes());
     // How many segments stand before, if dot segments are taken for what they mean; not every server does that.
