@@ -15,8 +15,9 @@ use actix_web::{HttpRequest, HttpResponse};
 use super::hold::comes_up;
 use super::{Api, Problem};
 use crate::config::Public;
+use crate::instance::name::Hostname;
 use crate::instance::{Desired, Instance, Phase};
-use crate::manifest::{ManifestError, SignOn, Token};
+use crate::manifest::{SignOn, Token};
 
 const SIGN_ON: &str = "/.haas/sso";
 /// The first segment, as it stands in a path that is decoded and in lower case.
@@ -65,12 +66,8 @@ fn decode(mut path: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// Answers a request to a path of ours, at the host of the app that was found.
-pub(super) async fn answer(
-    request: &HttpRequest,
-    api: &Api,
-    found: Result<Option<Instance>, ManifestError>,
-) -> HttpResponse {
+/// Answers a request to a path of ours, at an app's host or anybody's.
+pub(super) async fn answer(request: &HttpRequest, api: &Api, host: Option<&Hostname>) -> HttpResponse {
     if request.uri().path() != SIGN_ON {
         return page::not_found();
     }
@@ -83,12 +80,7 @@ pub(super) async fn answer(
     if is_guess(request.headers()) {
         return page::told(StatusCode::SERVICE_UNAVAILABLE, page::OPEN_IT);
     }
-    let signed_on = match found {
-        Ok(Some(instance)) if !instance.desired.gone() => sign_on(request, api, instance).await,
-        Ok(_) => Err(Refusal::NotGood),
-        Err(error) => Err(Refusal::Problem(error.into())),
-    };
-    match signed_on {
+    match sign_on(request, api, host).await {
         Ok(session) => page::signed_on(&session),
         Err(Refusal::NotGood) => page::told(StatusCode::FORBIDDEN, page::NOT_GOOD),
         Err(Refusal::Problem(problem)) => page::problem(&problem),
@@ -116,13 +108,14 @@ impl From<Problem> for Refusal {
 }
 
 /// Takes the token, and returns a session of the app's admin.
-async fn sign_on(request: &HttpRequest, api: &Api, found: Instance) -> Result<login::SessionId, Refusal> {
-    let token = token(request.query_string()).ok_or(Refusal::NotGood)?;
+async fn sign_on(request: &HttpRequest, api: &Api, host: Option<&Hostname>) -> Result<login::SessionId, Refusal> {
+    // What can't be a token asks the database nothing.
+    let (token, host) = token(request.query_string()).zip(host).ok_or(Refusal::NotGood)?;
+    let found = api.manifest.find_by_host(host).await.map_err(Problem::from)?.ok_or(Refusal::NotGood)?;
     let redeemed = api.manifest.redeem_sign_on(found.id, &token).await.map_err(Problem::from)?;
     let generation = redeemed.ok_or(Refusal::NotGood)?;
     // From here on the app is in use: not before, or whoever guesses would keep it awake.
     let held = api.held.enter(found.id, api.settings.app_maxconn).ok_or(Problem::TooManyRequests)?;
-    let host = found.host.clone();
     let over = |row: &Instance| row.generation != generation || login_port(row).is_some();
     let row = comes_up(api, found, "its owner signs on", over).await.map_err(|problem| match problem {
         Problem::NoSuchApp => Refusal::NotGood,
@@ -135,7 +128,7 @@ async fn sign_on(request: &HttpRequest, api: &Api, found: Instance) -> Result<lo
     let port = login_port(&row).ok_or(Problem::NotReady)?;
     let _held = held.pass_on();
     let password = api.key.admin_password(row.id, generation);
-    match login::log_in(port, &host, &password).await {
+    match login::log_in(port, host, &password).await {
         Ok(session) => {
             log::info!(instance:% = row.id; "{}: its owner has signed on", row.container);
             Ok(session)
