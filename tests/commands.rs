@@ -125,13 +125,21 @@ async fn no_secret_is_in_a_log_a_row_an_event_or_a_label() {
     wrong["secret"] = Value::from("almost-the-secret");
     haas.post("/provision", &wrong).await.unwrap();
     haas.haas(&["doctor"]).await;
+    // Its owner signs on.
+    let (_, link, _) = haas.haas(&["sso", &haas.user("alice"), "notes"]).await;
+    let token = link.trim().rsplit_once('=').unwrap().1.to_owned();
+    let hoodie = haas.hoodie("alice", "notes");
+    let page = hoodie.get(&format!("/.haas/sso?token={token}")).await.unwrap().text().await.unwrap();
+    let session = page.split_once("\"id\":\"").unwrap().1.split_once('"').unwrap().0.to_owned();
     haas.stop().await;
     let key = std::fs::read_to_string(haas.layout.secrets_dir().join("instance.key")).unwrap();
     let inspected = support::installation::docker(&["inspect", &haas.container("alice", "notes")]).await;
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
     let environment = inspected[0]["Config"]["Env"].to_string();
-    let password = environment.split("hoodie_adminPassword=").nth(1).unwrap().split('"').next().unwrap().to_owned();
-    let secrets = [haas.secret(), key.trim().to_owned(), password, "almost-the-secret".to_owned()];
+    let variable = |name: &str| environment.split(name).nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let (password, salt) = (variable("hoodie_adminPassword="), variable("HAAS_ADMIN_SESSION_SALT="));
+    let known = [haas.secret(), key.trim().to_owned(), "almost-the-secret".to_owned()];
+    let secrets: Vec<String> = known.into_iter().chain([password, salt, token, session]).collect();
     let mut texts =
         vec![("the log".to_owned(), haas.log()), ("labels".to_owned(), inspected[0]["Config"]["Labels"].to_string())];
     for entry in std::fs::read_dir(haas.layout.log_dir()).unwrap() {

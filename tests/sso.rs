@@ -264,6 +264,10 @@ async fn an_app_that_rests_wakes_up_for_its_owner_alone() {
     let haas = Installation::up().await;
     let hoodie = haas.provision("alice", "notes").await;
     hoodie.sign_up("carol").await;
+    let good = link(&haas, "alice", "notes").await;
+    let began = Instant::now();
+    session(open(&hoodie, &good).await).await;
+    println!("signed on to one that is awake in {:?}", began.elapsed());
     for (order, state) in [("sleep", "asleep"), ("archive", "archived")] {
         haas.order(order, "alice", "notes").await;
         let good = link(&haas, "alice", "notes").await;
@@ -546,7 +550,7 @@ async fn an_app_that_answers_badly_gets_its_owner_a_clear_page_and_harms_nobody(
         let (status, headers, page) = refusal(answer).await;
         assert_eq!(status, StatusCode::BAD_GATEWAY, "{mode}: {page}");
         assert!(headers.iter().any(|header| header.contains("text/html")), "{headers:?}");
-        assert!(page.contains("This app gave no answer") && page.contains("Ask for a new one"), "{mode}: {page}");
+        assert!(page.contains("This app gave no answer") && page.contains("Ask for a new link"), "{mode}: {page}");
         assert!(!page.contains("script"), "{mode}: {page}");
         assert_eq!(open(&app, &good).await.status(), 403, "{mode}: it is used up");
         assert_eq!(haas.control("/healthz").await.unwrap().status(), 200);

@@ -13,10 +13,12 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse};
 
 use super::hold::{comes_up, visitors};
+use super::request_id::RequestId;
 use super::{Api, Problem};
 use crate::config::Public;
+use crate::instance::name::Hostname;
 use crate::instance::{Desired, Instance, Phase};
-use crate::manifest::{ManifestError, SignOn, Token};
+use crate::manifest::{SignOn, Token};
 
 const SIGN_ON: &str = "/.haas/sso";
 /// The first segment, as it stands in a path that is decoded and in lower case.
@@ -30,8 +32,8 @@ pub fn sign_on_url(issued: &SignOn, public: Public) -> String {
 
 /// Whether a path is ours, in any spelling in which some app's server may take it for that: with
 /// escapes, with slashes too many or of the other kind, with dot segments, in capitals. HAProxy
-/// sends here whatever could be (`templates/haproxy.cfg.tera`); what is not ours after all is
-/// passed on to the app.
+/// sends here whatever has that segment anywhere (`templates/haproxy.cfg.tera`); what is not ours
+/// after all is passed on to the app.
 pub(super) fn is_own(path: &str) -> bool {
     let path = decode(path.as_bytes());
     // How many segments stand before, if dot segments are taken for what they mean; not every server does that.
@@ -65,12 +67,8 @@ fn decode(mut path: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// Answers a request to a path of ours, at the host of the app that was found.
-pub(super) async fn answer(
-    request: &HttpRequest,
-    api: &Api,
-    found: Result<Option<Instance>, ManifestError>,
-) -> HttpResponse {
+/// Answers a request to a path of ours, at an app's host or anybody's.
+pub(super) async fn answer(request: &HttpRequest, api: &Api, host: Option<&Hostname>) -> HttpResponse {
     if request.uri().path() != SIGN_ON {
         return page::not_found();
     }
@@ -83,12 +81,7 @@ pub(super) async fn answer(
     if is_guess(request.headers()) {
         return page::told(StatusCode::SERVICE_UNAVAILABLE, page::OPEN_IT);
     }
-    let signed_on = match found {
-        Ok(Some(instance)) if !instance.desired.gone() => sign_on(request, api, instance).await,
-        Ok(_) => Err(Refusal::NotGood),
-        Err(error) => Err(Refusal::Problem(error.into())),
-    };
-    match signed_on {
+    match sign_on(request, api, host).await {
         Ok(session) => page::signed_on(&session),
         Err(Refusal::NotGood) => page::told(StatusCode::FORBIDDEN, page::NOT_GOOD),
         Err(Refusal::Problem(problem)) => page::problem(&problem),
@@ -116,13 +109,14 @@ impl From<Problem> for Refusal {
 }
 
 /// Takes the token, and returns a session of the app's admin.
-async fn sign_on(request: &HttpRequest, api: &Api, found: Instance) -> Result<login::SessionId, Refusal> {
-    let token = token(request.query_string()).ok_or(Refusal::NotGood)?;
+async fn sign_on(request: &HttpRequest, api: &Api, host: Option<&Hostname>) -> Result<login::SessionId, Refusal> {
+    // What can't be a token asks the database nothing.
+    let (token, host) = token(request.query_string()).zip(host).ok_or(Refusal::NotGood)?;
+    let found = api.manifest.find_by_host(host).await.map_err(Problem::from)?.ok_or(Refusal::NotGood)?;
     let redeemed = visitors(api).redeem_sign_on(found.id, &token).await.map_err(Problem::from)?;
     let generation = redeemed.ok_or(Refusal::NotGood)?;
     // From here on the app is in use: not before, or whoever guesses would keep it awake.
     let held = api.held.enter(found.id, api.settings.app_maxconn).ok_or(Problem::TooManyRequests)?;
-    let host = found.host.clone();
     let over = |row: &Instance| row.generation != generation || login_port(row).is_some();
     let row = comes_up(api, found, "its owner signs on", over).await.map_err(|problem| match problem {
         Problem::NoSuchApp => Refusal::NotGood,
@@ -135,13 +129,13 @@ async fn sign_on(request: &HttpRequest, api: &Api, found: Instance) -> Result<lo
     let port = login_port(&row).ok_or(Problem::NotReady)?;
     let _held = held.pass_on();
     let password = api.key.admin_password(row.id, generation);
-    match login::log_in(port, &host, &password).await {
+    match login::log_in(port, host, &password).await {
         Ok(session) => {
-            log::info!(instance:% = row.id; "{}: its owner has signed on", row.container);
+            log::info!(instance:% = row.id, request = RequestId::current(); "{}: its owner has signed on", row.container);
             Ok(session)
         }
         Err(error) => {
-            log::warn!(instance:% = row.id; "{}: its owner could not sign on: {error}", row.container);
+            log::warn!(instance:% = row.id, request = RequestId::current(); "{}: its owner could not sign on: {error}", row.container);
             Err(Problem::BadAnswer.into())
         }
     }

@@ -11,14 +11,14 @@ use crate::instance::name::Hostname;
 
 pub(super) async fn unrouted(request: HttpRequest, body: web::Payload, api: web::Data<Api>) -> HttpResponse {
     let host = host(request.head()).and_then(|host| Hostname::parse(&host).ok());
+    // Never the app's, whether it rests or not.
+    if own::is_own(request.uri().path()) {
+        return own::answer(&request, &api, host.as_ref()).await;
+    }
     let found = match &host {
         Some(host) => api.manifest.find_by_host(host).await,
         None => Ok(None),
     };
-    // Never the app's, whether it rests or not.
-    if own::is_own(request.uri().path()) {
-        return own::answer(&request, &api, found).await;
-    }
     let problem = match found {
         Ok(Some(instance)) if !instance.desired.gone() => match hold(&request, body, &api, instance).await {
             // The app's own answer, just as it is.

@@ -16,8 +16,8 @@ pub(super) const NOT_GOOD: (&str, &str) =
     ("This link does not sign you on", "It is good once, and for a minute. Ask for a new one where you got it.");
 pub(super) const OPEN_IT: (&str, &str) = ("This link is to be opened in a browser", "It is still as it was.");
 
-/// What is said of a link that was good, and is so no more.
-const NEW_LINK: &str = "The link is used up. Ask for a new one where you got it, in a moment.";
+/// What is said where something else is in the way; most often the link is used up by then.
+const NEW_LINK: &str = "Ask for a new link where you got it, in a moment.";
 
 /// Keeps the session where Hoodie's dashboard looks for it, and goes there. The link's own page
 /// is not left behind in the history.
