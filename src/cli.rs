@@ -9,6 +9,7 @@ macro_rules! say {
 mod config;
 mod doctor;
 mod down;
+mod firewall;
 mod gc;
 mod host;
 mod instances;
@@ -105,6 +106,8 @@ enum Command {
     Config(config::Arguments),
     /// Make the world agree with the manifest, once; the server does this all the time
     Reconcile(reconcile::Arguments),
+    /// Put the walls around tenants in, as root; look at them, or take them away
+    Firewall(firewall::Arguments),
     /// Look at every part, and say what is wrong and what to do
     Doctor(doctor::Arguments),
 }
@@ -175,6 +178,7 @@ impl Cli {
             Command::Routes(arguments) => routes::run(&global, &arguments).await,
             Command::Config(arguments) => config::run(&global, &arguments).await,
             Command::Reconcile(arguments) => reconcile::run(&global, &arguments).await,
+            Command::Firewall(arguments) => firewall::run(&global, &arguments).await,
             Command::Doctor(arguments) => doctor::run(&global, &arguments).await,
         }
     }

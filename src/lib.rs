@@ -36,6 +36,7 @@ pub mod config;
 pub mod containers;
 pub mod embedded;
 pub mod failpoint;
+pub mod firewall;
 pub mod haproxy;
 pub mod http;
 pub mod instance;

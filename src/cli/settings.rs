@@ -128,6 +128,14 @@ pub(super) fn of_server(global: &Global) -> anyhow::Result<Config> {
     Started { config, ..started }.config(&layout)
 }
 
+/// The same, for a command that needs no database: else a file and the environment alone.
+pub(super) fn of_any(global: &Global) -> anyhow::Result<Config> {
+    if Started::read(&Layout::new(&global.dir)?)?.is_some() {
+        return of_server(global);
+    }
+    Ok(Config::load(global.config.as_deref(), std::env::vars(), BTreeMap::new())?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::archive::Archive;
-use crate::instance::spec::Spec;
+use crate::instance::spec::{Egress, Spec};
 
 /// A world of one instance, in which every step does what the executor would do.
 #[derive(Debug, Clone)]
@@ -271,7 +271,7 @@ impl World {
             Fault::NoRoom => self.room = false,
             Fault::Rolled if !self.row.desired.gone() => {
                 let image = format!("image:{}", self.row.phase_since.timestamp() + self.row.generation);
-                let spec = Spec { image, memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1 };
+                let spec = Spec { image, memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1, egress: Egress::None };
                 self.row.next_spec = Some(spec.into());
                 self.row.rolling = self.row.phase == Phase::Running && self.row.desired == Desired::Running;
             }
