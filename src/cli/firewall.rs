@@ -2,7 +2,7 @@
 //! root; the server never does this.
 
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use uuid::Uuid;
 
 use super::{Global, Outcome, settings};
@@ -13,16 +13,16 @@ use crate::manifest::Manifest;
 
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "options, of which the group takes one")]
-#[group(id = "action", required = true, multiple = false, args = ["install", "check", "remove"])]
+#[command(group(ArgGroup::new("action").required(true)))]
 pub(super) struct Arguments {
     /// Put the rules in, or make them what tenant.egress says; twice is once
-    #[arg(long)]
+    #[arg(long, group = "action")]
     install: bool,
     /// Say what is not as it should be; ends with 3 if anything is
-    #[arg(long)]
+    #[arg(long, group = "action")]
     check: bool,
     /// Take them away
-    #[arg(long)]
+    #[arg(long, group = "action")]
     remove: bool,
     /// The installation's id, where its Postgres can't be asked; --check prints it
     #[arg(long, value_name = "ID")]
