@@ -1,7 +1,7 @@
 //! The walls around tenants that Docker alone can't build: rules of iptables that keep a tenant from
 //! this machine, from private networks and, unless it is wanted, from the internet.
 //!
-//! Two chains of an installation's own match what comes in from its bridge: one is led to from
+//! Two chains of an installation's own get what comes in from its bridge: one is led to from
 //! `DOCKER-USER`, which sees what is forwarded (Docker's manual, "Packet filtering and firewalls"), the
 //! other from `INPUT`, which sees what goes to the machine itself. They only ever refuse: what they let
 //! pass goes on to whatever other rules there are.

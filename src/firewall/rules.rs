@@ -14,8 +14,10 @@ pub(super) const DOCKER_USER: &str = "DOCKER-USER";
 /// what a tenant itself has begun, even before the rules were there; and nothing that is merely related,
 /// since a tenant has nobody to report an error to.
 const ANSWERS: &str = "-m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN";
-/// The caller is told at once: who waits for an answer that never comes holds a thread meanwhile.
-const REFUSE: &str = "-j REJECT --reject-with icmp-admin-prohibited";
+/// The caller is told at once: who waits for an answer that never comes holds on to things meanwhile. Errors
+/// by ICMP alone would not do, since the kernel sends one a second (icmp(7), `icmp_ratelimit`).
+const REFUSALS: [&str; 2] =
+    ["-p tcp -j REJECT --reject-with tcp-reset", "-j REJECT --reject-with icmp-admin-prohibited"];
 /// Tenants have no IPv6: whoever speaks it is owed no answer.
 const DROP: &str = "-j DROP";
 
@@ -51,68 +53,81 @@ pub(super) const NOT_PUBLIC: [&str; 15] = [
     "168.63.129.16/32",
 ];
 
-/// The two chains of an installation. iptables takes 28 bytes.
+/// The chains of an installation. iptables takes 28 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chains {
     pub forward: String,
     pub input: String,
+    pub refuse: String,
 }
 
 impl Chains {
     pub fn of(installation: Uuid) -> Self {
         let id = &installation.simple().to_string()[..10];
-        Self { forward: format!("HAAS-{id}-FORWARD"), input: format!("HAAS-{id}-INPUT") }
+        let name = |what| format!("HAAS-{id}-{what}");
+        Self { forward: name("FORWARD"), input: name("INPUT"), refuse: name("REFUSE") }
     }
 
-    pub fn both(&self) -> [&str; 2] {
-        [&self.forward, &self.input]
+    pub fn all(&self) -> [&str; 3] {
+        [&self.forward, &self.input, &self.refuse]
     }
 }
 
-/// One of our chains: what leads to it, and what is in it.
+/// What leads from a chain of others to one of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wall {
-    /// The chain that leads to it, if there is such a one; else the second.
-    pub parents: [&'static str; 2],
+pub(super) struct Jump {
+    /// The chain that it is in, if there is such a one; else the second.
+    parents: [&'static str; 2],
+    /// Ours.
     pub chain: String,
     /// What follows `-A PARENT`.
-    pub jump: String,
-    /// What follows `-A CHAIN`.
-    pub rules: Vec<String>,
+    pub rule: String,
+}
+
+impl Jump {
+    pub fn parent(&self, table: &Table) -> &'static str {
+        let [first, second] = self.parents;
+        if table.has_chain(first) { first } else { second }
+    }
 }
 
 /// Everything that should be there for one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
     pub family: Family,
+    pub bridge: String,
     pub chains: Chains,
-    pub walls: [Wall; 2],
+    /// Our chains, and what follows `-A CHAIN` for each of their rules.
+    pub bodies: Vec<(String, Vec<String>)>,
+    pub jumps: [Jump; 2],
 }
 
 impl Plan {
     pub fn new(walls: &Walls, family: Family) -> Self {
         let chains = Chains::of(walls.installation);
-        let jump = |chain: &str| format!("-i {} -j {chain}", walls.bridge);
-        let (forward, input) = match family {
-            Family::V4 => (forwarded(walls), vec![ANSWERS.to_owned(), REFUSE.to_owned()]),
-            Family::V6 => (vec![DROP.to_owned()], vec![DROP.to_owned()]),
+        let drop = || vec![DROP.to_owned()];
+        let refuse = format!("-j {}", chains.refuse);
+        let bodies = match family {
+            Family::V4 => vec![
+                (chains.forward.clone(), forwarded(walls, &refuse)),
+                (chains.input.clone(), vec![ANSWERS.to_owned(), refuse]),
+                (chains.refuse.clone(), REFUSALS.map(str::to_owned).to_vec()),
+            ],
+            Family::V6 => vec![(chains.forward.clone(), drop()), (chains.input.clone(), drop())],
+        };
+        let jump = |parents, chain: &str| Jump {
+            parents,
+            chain: chain.to_owned(),
+            rule: format!("-i {} -j {chain}", walls.bridge),
         };
         // Only newer engines have a DOCKER-USER of IPv6.
         let second = if family == Family::V6 { "FORWARD" } else { DOCKER_USER };
-        let walls = [
-            Wall {
-                parents: [DOCKER_USER, second],
-                jump: jump(&chains.forward),
-                chain: chains.forward.clone(),
-                rules: forward,
-            },
-            Wall { parents: ["INPUT", "INPUT"], jump: jump(&chains.input), chain: chains.input.clone(), rules: input },
-        ];
-        Self { family, chains, walls }
+        let jumps = [jump([DOCKER_USER, second], &chains.forward), jump(["INPUT", "INPUT"], &chains.input)];
+        Self { family, bridge: walls.bridge.clone(), chains, bodies, jumps }
     }
 
-    /// The text that makes a table as it should be; none if it is. It names each rule of ours that leads to
-    /// our chains, wherever it is, so that one is left at the end: at the top.
+    /// The text that makes a table as it should be; none if it is. It names each rule of others' chains that
+    /// leads to ours, wherever it is, so that one is left at the end: at the top.
     pub fn install(&self, table: &Table) -> Option<String> {
         let made = self.family == Family::V4 && !table.has_chain(DOCKER_USER);
         if !made && self.own_gaps(table).is_empty() {
@@ -120,21 +135,21 @@ impl Plan {
         }
         let mut lines = vec!["*filter".to_owned()];
         // A chain that is named here is made, or emptied.
-        lines.extend(self.walls.iter().map(|wall| format!(":{} - [0:0]", wall.chain)));
+        lines.extend(self.bodies.iter().map(|(chain, _)| format!(":{chain} - [0:0]")));
         if made {
             lines.push(format!(":{DOCKER_USER} - [0:0]"));
         }
-        for wall in &self.walls {
-            lines.extend(wall.rules.iter().map(|rule| format!("-A {} {rule}", wall.chain)));
+        for (chain, rules) in &self.bodies {
+            lines.extend(rules.iter().map(|rule| format!("-A {chain} {rule}")));
         }
         lines.extend(deletions(table, &self.chains));
-        lines.extend(self.walls.iter().map(|wall| format!("-I {} 1 {}", wall.parent(table), wall.jump)));
+        lines.extend(self.jumps.iter().map(|jump| format!("-I {} 1 {}", jump.parent(table), jump.rule)));
         Some(script(lines))
     }
 }
 
 fn deletions(table: &Table, chains: &Chains) -> Vec<String> {
-    table.jumps_to(&chains.both()).into_iter().map(|(chain, rule)| format!("-D {chain} {rule}")).collect()
+    table.jumps_to(chains).into_iter().map(|(chain, rule)| format!("-D {chain} {rule}")).collect()
 }
 
 fn script(mut lines: Vec<String>) -> String {
@@ -142,21 +157,14 @@ fn script(mut lines: Vec<String>) -> String {
     lines.join("\n")
 }
 
-impl Wall {
-    pub fn parent(&self, table: &Table) -> &'static str {
-        let [first, second] = self.parents;
-        if table.has_chain(first) { first } else { second }
-    }
-}
-
-fn forwarded(walls: &Walls) -> Vec<String> {
+fn forwarded(walls: &Walls, refuse: &str) -> Vec<String> {
     let mut rules = vec![ANSWERS.to_owned()];
     match walls.egress {
-        Egress::None => rules.push(REFUSE.to_owned()),
+        Egress::None => rules.push(refuse.to_owned()),
         Egress::Internet => {
             // Each other, whatever addresses the engine gives them.
-            rules.push(format!("-o {} {REFUSE}", walls.bridge));
-            rules.extend(NOT_PUBLIC.iter().map(|range| format!("-d {range} {REFUSE}")));
+            rules.push(format!("-o {} {refuse}", walls.bridge));
+            rules.extend(NOT_PUBLIC.iter().map(|range| format!("-d {range} {refuse}")));
         }
     }
     rules
@@ -165,7 +173,7 @@ fn forwarded(walls: &Walls) -> Vec<String> {
 /// The text that takes away what is of an installation; none if there is nothing.
 pub(super) fn remove(installation: Uuid, table: &Table) -> Option<String> {
     let chains = Chains::of(installation);
-    let there: Vec<&str> = chains.both().into_iter().filter(|chain| table.has_chain(chain)).collect();
+    let there: Vec<&str> = chains.all().into_iter().filter(|chain| table.has_chain(chain)).collect();
     if there.is_empty() {
         return None;
     }
@@ -207,7 +215,7 @@ mod tests {
 
     #[test]
     fn names_fit() {
-        for chain in Chains::of(ID).both() {
+        for chain in Chains::of(ID).all() {
             assert!(chain.len() <= 28, "{chain}");
         }
     }

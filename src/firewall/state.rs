@@ -1,7 +1,7 @@
 //! What is there, as `iptables -S` prints it, and what that lacks.
 
 use super::Family;
-use super::rules::{DOCKER_USER, Plan, Wall};
+use super::rules::{Chains, DOCKER_USER, Jump, Plan};
 
 /// The table `filter`: its chains, and their rules in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,10 +35,11 @@ impl Table {
         self.rules.iter().filter(|(of, _)| of == chain).map(|(_, rule)| rule.as_str()).collect()
     }
 
-    /// Every rule, of any chain, whose target is one of these.
-    pub fn jumps_to(&self, chains: &[&str]) -> Vec<(&str, &str)> {
-        let ours = |rule: &str| target(rule).is_some_and(|target| chains.contains(&target));
-        self.rules.iter().filter(|(_, rule)| ours(rule)).map(|(of, rule)| (of.as_str(), rule.as_str())).collect()
+    /// Every rule, of others' chains, that leads to one of these.
+    pub fn jumps_to(&self, chains: &Chains) -> Vec<(&str, &str)> {
+        let ours = |chain: &str| chains.all().contains(&chain);
+        let leads = |(of, rule): &&(String, String)| !ours(of) && target(rule).is_some_and(ours);
+        self.rules.iter().filter(leads).map(|(of, rule)| (of.as_str(), rule.as_str())).collect()
     }
 }
 
@@ -64,56 +65,49 @@ fn harmless(rule: &str, bridge: &str) -> bool {
 impl Plan {
     /// What is wrong with Docker's own way to its chain.
     pub fn dockers_gap(&self, table: &Table) -> Option<String> {
-        if self.family == Family::V4 { leads_to_docker_user(table, self.bridge()) } else { None }
+        if self.family == Family::V4 { leads_to_docker_user(table, &self.bridge) } else { None }
     }
 
     /// What putting the rules in would mend.
     pub fn own_gaps(&self, table: &Table) -> Vec<String> {
         let mut gaps = Vec::new();
-        for wall in &self.walls {
-            gaps.extend(wall.gaps(table, self.bridge()));
+        for (chain, wanted) in &self.bodies {
+            gaps.extend(body_gaps(table, chain, wanted));
         }
+        let there = table.jumps_to(&self.chains);
+        let wanted = |jump: &Jump, (of, rule): (&str, &str)| of == jump.parent(table) && rule == jump.rule;
+        for jump in &self.jumps {
+            let parent = jump.parent(table);
+            match there.iter().filter(|found| wanted(jump, **found)).count() {
+                0 => gaps.push(format!("{parent} lacks `{}`", jump.rule)),
+                1 => {}
+                more => gaps.push(format!("{parent} has `{}` {more} times", jump.rule)),
+            }
+            let before = table.rules_of(parent).into_iter().take_while(|rule| *rule != jump.rule);
+            if there.iter().any(|found| wanted(jump, *found)) {
+                let harmful = before.filter(|rule| !harmless(rule, &self.bridge));
+                gaps.extend(harmful.map(|rule| format!("{parent} has `{rule}` before ours")));
+            }
+        }
+        let strange = there.iter().filter(|found| !self.jumps.iter().any(|jump| wanted(jump, **found)));
+        gaps.extend(strange.map(|(of, rule)| format!("{of} has `{rule}`, which should not be there")));
         gaps
-    }
-
-    fn bridge(&self) -> &str {
-        self.walls[0].jump.split(' ').nth(1).unwrap_or_default()
     }
 }
 
-impl Wall {
-    fn gaps(&self, table: &Table, bridge: &str) -> Vec<String> {
-        let chain = &self.chain;
-        let parent = self.parent(table);
-        let mut gaps = Vec::new();
-        if table.has_chain(chain) {
-            let there = table.rules_of(chain);
-            let lacking = self.rules.iter().filter(|rule| !there.contains(&rule.as_str()));
-            gaps.extend(lacking.map(|rule| format!("{chain} lacks `{rule}`")));
-            let wanted = |rule: &str| self.rules.iter().any(|wanted| wanted == rule);
-            let strange = there.iter().filter(|rule| !wanted(rule));
-            gaps.extend(strange.map(|rule| format!("{chain} has `{rule}`, which should not be there")));
-            if gaps.is_empty() && there != self.rules {
-                gaps.push(format!("{chain} has its rules in another order, or twice"));
-            }
-        } else {
-            gaps.push(format!("there is no chain {chain}"));
-        }
-        let jumps = table.jumps_to(&[chain]);
-        if !jumps.contains(&(parent, &self.jump)) {
-            gaps.push(format!("{parent} lacks `{}`", self.jump));
-        }
-        for (from, rule) in jumps.iter().filter(|jump| **jump != (parent, self.jump.as_str())) {
-            gaps.push(format!("{from} has `{rule}`, which should not be there"));
-        }
-        let before = table.rules_of(parent).into_iter().take_while(|rule| *rule != self.jump);
-        if jumps.contains(&(parent, &self.jump)) {
-            let first =
-                before.filter(|rule| !harmless(rule, bridge)).map(|rule| format!("{parent} has `{rule}` before ours"));
-            gaps.extend(first);
-        }
-        gaps
+fn body_gaps(table: &Table, chain: &str, wanted: &[String]) -> Vec<String> {
+    if !table.has_chain(chain) {
+        return vec![format!("there is no chain {chain}")];
     }
+    let there = table.rules_of(chain);
+    let lacking = wanted.iter().filter(|rule| !there.contains(&rule.as_str()));
+    let mut gaps: Vec<String> = lacking.map(|rule| format!("{chain} lacks `{rule}`")).collect();
+    let strange = there.iter().filter(|rule| !wanted.iter().any(|wanted| wanted == *rule));
+    gaps.extend(strange.map(|rule| format!("{chain} has `{rule}`, which should not be there")));
+    if gaps.is_empty() && there != wanted {
+        gaps.push(format!("{chain} has its rules in another order, or twice"));
+    }
+    gaps
 }
 
 /// Docker puts that rule in when it starts, and only then. What others put before it may let tenants
@@ -148,15 +142,18 @@ mod tests {
 -N DOCKER-USER
 -N HAAS-0a1b2c3d4e-FORWARD
 -N HAAS-0a1b2c3d4e-INPUT
+-N HAAS-0a1b2c3d4e-REFUSE
 -A INPUT -i haas-0a1b2c3d4e -j HAAS-0a1b2c3d4e-INPUT
 -A INPUT -j ufw-before-input
 -A FORWARD -j DOCKER-USER
 -A DOCKER-USER -i haas-0a1b2c3d4e -j HAAS-0a1b2c3d4e-FORWARD
 -A DOCKER-USER -j RETURN
 -A HAAS-0a1b2c3d4e-FORWARD -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
--A HAAS-0a1b2c3d4e-FORWARD -j REJECT --reject-with icmp-admin-prohibited
+-A HAAS-0a1b2c3d4e-FORWARD -j HAAS-0a1b2c3d4e-REFUSE
 -A HAAS-0a1b2c3d4e-INPUT -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
--A HAAS-0a1b2c3d4e-INPUT -j REJECT --reject-with icmp-admin-prohibited
+-A HAAS-0a1b2c3d4e-INPUT -j HAAS-0a1b2c3d4e-REFUSE
+-A HAAS-0a1b2c3d4e-REFUSE -p tcp -j REJECT --reject-with tcp-reset
+-A HAAS-0a1b2c3d4e-REFUSE -j REJECT --reject-with icmp-admin-prohibited
 ";
 
     fn gaps(text: &str) -> Vec<String> {
