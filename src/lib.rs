@@ -20,6 +20,7 @@
 //! | [`haproxy`] | render, check, swap, signal, confirm |
 //! | [`archive`] | tenants' data as compressed, checksummed files |
 //! | [`tls`] | certificates: the local CA, what the operator gives, what HAProxy may load |
+//! | [`firewall`] | the rules around tenants' network, put in by root's `haas firewall` |
 //! | [`webhook`] | what owners have to know, posted to the operator's URL |
 //! | [`watch`] | events from outside, turned into nudges |
 //! | [`server`] | puts the rooms together |
