@@ -110,16 +110,17 @@ fn body_gaps(table: &Table, chain: &str, wanted: &[String]) -> Vec<String> {
     gaps
 }
 
-/// Docker puts that rule in when it starts, and only then. What others put before it may let tenants
+/// Docker puts that rule in when it makes its chain; after somebody has flushed FORWARD, an engine with
+/// live-restore was seen to start without doing so again. What others put before it may let tenants
 /// pass; of a chain of theirs that can't be known.
 fn leads_to_docker_user(table: &Table, bridge: &str) -> Option<String> {
     let rules = table.rules_of("FORWARD");
     let jump = format!("-j {DOCKER_USER}");
     let Some(at) = rules.iter().position(|rule| *rule == jump) else {
-        return Some(format!("FORWARD lacks `{jump}`: Docker puts it in when it starts"));
+        return Some(format!("FORWARD lacks `{jump}`, Docker's own: restart Docker, or `iptables -I FORWARD {jump}`"));
     };
     let accepts = rules[..at].iter().find(|rule| target(rule) == Some("ACCEPT") && !harmless(rule, bridge))?;
-    Some(format!("FORWARD has `{accepts}` before `{jump}`: restart Docker, or take that rule away"))
+    Some(format!("FORWARD has `{accepts}` before `{jump}`: take that rule away, or put it behind"))
 }
 
 #[cfg(test)]
