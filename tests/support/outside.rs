@@ -138,7 +138,11 @@ impl Ear {
     }
 
     pub fn on_the_host_udp(at: &str) -> Self {
-        Self::from_std_udp(std::net::UdpSocket::bind(at).unwrap_or_else(|error| panic!("{at}: {error}")))
+        Self::try_on_the_host_udp(at).unwrap()
+    }
+
+    pub fn try_on_the_host_udp(at: &str) -> std::io::Result<Self> {
+        std::net::UdpSocket::bind(at).map(Self::from_std_udp)
     }
 
     fn from_std(listener: std::net::TcpListener) -> Self {
