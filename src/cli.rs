@@ -11,6 +11,7 @@ mod config;
 mod doctor;
 mod down;
 mod events;
+mod firewall;
 mod gc;
 mod host;
 mod instances;
@@ -120,6 +121,8 @@ enum Command {
     Reconcile(reconcile::Arguments),
     /// Bring the database up to this version, as its owner; `haas up` does this by itself
     Migrate(migrate::Arguments),
+    /// Put the walls around tenants in, as root; look at them, or take them away
+    Firewall(firewall::Arguments),
     /// Look at every part, and say what is wrong and what to do
     Doctor(doctor::Arguments),
 }
@@ -195,6 +198,7 @@ impl Cli {
             Command::Config(arguments) => config::run(&global, &arguments).await,
             Command::Reconcile(arguments) => reconcile::run(&global, &arguments).await,
             Command::Migrate(arguments) => migrate::run(&global, &arguments).await,
+            Command::Firewall(arguments) => firewall::run(&global, &arguments).await,
             Command::Doctor(arguments) => doctor::run(&global, &arguments).await,
         }
     }

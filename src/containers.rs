@@ -20,7 +20,8 @@ use uuid::Uuid;
 use crate::instance::Instance;
 use crate::instance::plan::{Container, Seen};
 
-pub use docker::{Docker, DockerSettings};
+pub use docker::{Docker, DockerSettings, bridge};
+pub use spec::bridge_name;
 
 /// The label with the installation's id. What doesn't carry ours is never touched.
 pub const LABEL_INSTALLATION: &str = "haas.installation";

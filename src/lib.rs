@@ -21,6 +21,7 @@
 //! | [`clients`] | who may ask the control API for what: keys, rights, policies |
 //! | [`archive`] | tenants' data as compressed, checksummed files |
 //! | [`tls`] | certificates: the local CA, what the operator gives, what HAProxy may load |
+//! | [`firewall`] | the rules around tenants' network, put in by root's `haas firewall` |
 //! | [`webhook`] | what owners have to know, posted to the operator's URL |
 //! | [`watch`] | events from outside, turned into nudges |
 //! | [`server`] | puts the rooms together |
@@ -40,6 +41,7 @@ pub mod containers;
 pub mod credentials;
 pub mod embedded;
 pub mod failpoint;
+pub mod firewall;
 pub mod haproxy;
 pub mod http;
 pub mod instance;

@@ -16,7 +16,7 @@ use haas::failpoint::{Boundary, Faults};
 use haas::instance::name::{AppName, Email, Username};
 use haas::instance::plan::Status;
 use haas::instance::policy::Descent;
-use haas::instance::spec::Spec;
+use haas::instance::spec::{Egress, Spec};
 use haas::instance::{Desired, Instance, Phase};
 use haas::manifest::{Filter, Manifest, NewInstance};
 use haas::reconcile::{Health, Nudges, Settings, Worker, World};
@@ -138,7 +138,7 @@ async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, port
         18 => {
             if let Some(row) = manifest.find(&username, &appname).await.unwrap() {
                 let image = format!("image:{}", random.random_range(0..3));
-                let spec = Spec { image, memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1 };
+                let spec = Spec { image, memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1, egress: Egress::None };
                 manifest.start_roll(&spec).await.unwrap();
                 manifest.roll(&row).await.ok();
             }

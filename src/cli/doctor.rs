@@ -2,6 +2,7 @@
 
 mod certificates;
 mod strays;
+mod walls;
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -36,6 +37,8 @@ pub(super) struct Arguments {
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Ok,
+    /// It can't be seen from here.
+    Unknown,
     Warning,
     Broken,
 }
@@ -55,6 +58,10 @@ struct Findings(Vec<Finding>);
 impl Findings {
     fn ok(&mut self, part: &'static str, detail: impl Into<String>) {
         self.0.push(Finding { part, verdict: Verdict::Ok, detail: detail.into(), advice: None });
+    }
+
+    fn unknown(&mut self, part: &'static str, detail: impl Into<String>) {
+        self.0.push(Finding { part, verdict: Verdict::Unknown, detail: detail.into(), advice: None });
     }
 
     fn warn(&mut self, part: &'static str, detail: impl Into<String>, advice: impl Into<String>) {
@@ -86,6 +93,9 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             look_at_hosts(&config, &live, &mut findings);
             look_at_ports(&manifest, &mut findings).await;
             look_at_docker(&config, &live, &mut findings).await;
+            if let Ok(installation) = manifest.installation().await {
+                walls::look(&config, installation, &live, &mut findings).await;
+            }
             look_at_haproxy(&config, &live, &mut findings).await;
             certificates::look(&config, &live, &mut findings).await;
         }
@@ -100,6 +110,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         for finding in &findings {
             let mark = match finding.verdict {
                 Verdict::Ok => "ok",
+                Verdict::Unknown => "unknown",
                 Verdict::Warning => "WARNING",
                 Verdict::Broken => "BROKEN",
             };

@@ -1,7 +1,10 @@
 //! The real engine, through bollard.
 
 mod data;
+mod network;
 mod signal;
+
+pub use network::bridge;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,8 +12,8 @@ use std::time::Duration;
 use bollard::errors::Error as BollardError;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
 use bollard::query_parameters::{
-    CreateContainerOptions, EventsOptions, InspectContainerOptions, InspectNetworkOptions, ListContainersOptions,
-    LogsOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
+    CreateContainerOptions, EventsOptions, InspectContainerOptions, ListContainersOptions, LogsOptions,
+    RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
 };
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -81,34 +84,7 @@ impl Docker {
     }
 
     async fn client(&self) -> Result<&bollard::Docker, ContainersError> {
-        self.client
-            .get_or_try_init(async || {
-                let docker = bollard::Docker::connect_with_defaults().map_err(classify)?;
-                let docker = docker.with_timeout(Duration::from_secs(CALL_TIMEOUT));
-                // Debian's engine speaks API 1.41; bollard's own default is newer.
-                docker.negotiate_version().await.map_err(classify)
-            })
-            .await
-    }
-
-    /// Makes the installation's network, unless it is there.
-    async fn ensure_network(&self) -> Result<(), ContainersError> {
-        let client = self.client().await?;
-        // Two servers, or two starts at once, would make two networks of one name.
-        let mut made = self.network.lock().await;
-        if *made {
-            return Ok(());
-        }
-        let name = spec::network_name(self.settings.installation);
-        match client.inspect_network(&name, None::<InspectNetworkOptions>).await {
-            Ok(_) => {}
-            Err(error) if status(&error) == Some(404) => {
-                client.create_network(spec::network(self.settings.installation)).await.map_err(classify)?;
-            }
-            Err(error) => return Err(classify(error)),
-        }
-        *made = true;
-        Ok(())
+        self.client.get_or_try_init(connect).await
     }
 
     async fn inspect_raw(&self, name: &str) -> Result<Option<ContainerInspectResponse>, ContainersError> {
@@ -190,14 +166,6 @@ impl Docker {
             Some(_) => Err(ContainersError::NameHeld(instance.container.to_string())),
             None => Ok(None),
         }
-    }
-
-    /// Removes the installation's network; one that is in use, or gone, is left as it is.
-    ///
-    /// # Errors
-    /// [`ContainersError::Unreachable`] when the engine does not answer.
-    pub async fn remove_own_network(&self) -> Result<(), ContainersError> {
-        self.remove_network(&spec::network_name(self.settings.installation)).await
     }
 
     /// What the engine's own settings cost tenants when it restarts.
@@ -400,11 +368,7 @@ impl Containers for Docker {
     }
 
     async fn remove_network(&self, name: &str) -> Result<(), ContainersError> {
-        match self.client().await?.remove_network(name).await {
-            Ok(()) => Ok(()),
-            Err(error) if matches!(status(&error), Some(403 | 404)) => Ok(()),
-            Err(error) => Err(classify(error)),
-        }
+        self.remove_unused_network(name).await
     }
 
     async fn answers(&self, instance: &Instance) -> bool {
@@ -450,6 +414,13 @@ impl Containers for Docker {
             Err(error) => Err(classify(error)),
         }
     }
+}
+
+async fn connect() -> Result<bollard::Docker, ContainersError> {
+    let docker = bollard::Docker::connect_with_defaults().map_err(classify)?;
+    let docker = docker.with_timeout(Duration::from_secs(CALL_TIMEOUT));
+    // Debian's engine speaks API 1.41; bollard's own default is newer.
+    docker.negotiate_version().await.map_err(classify)
 }
 
 fn status(error: &BollardError) -> Option<u16> {

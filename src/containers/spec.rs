@@ -11,12 +11,20 @@ use uuid::Uuid;
 use super::{LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, LABEL_SPEC, LABEL_VOLUME};
 use crate::credentials::InstanceKey;
 use crate::instance::Instance;
-use crate::instance::spec::Spec;
+use crate::instance::spec::{Egress, Spec};
 
 /// Where the image keeps its data; see hoodie/Dockerfile.
 pub(super) const DATA: &str = "/app/data";
 /// Where the image's Hoodie listens.
 const PORT: &str = "80/tcp";
+/// Docker's option for a bridge's name.
+pub(super) const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
+/// Docker's resolver passes on what it does not know itself, be it from the engine's own network, where
+/// no rule of ours sees it. A resolver that is set like this it asks from within the container, where
+/// nobody listens: no packet leaves.
+const NO_RESOLVER: &str = "127.0.0.1";
+/// Docker's resolver then gives no answer at all: one second of that is enough (resolv.conf(5)).
+const ASK_ONCE: [&str; 2] = ["timeout:1", "attempts:1"];
 const MIB: i64 = 1024 * 1024;
 
 /// What a Hoodie knows its admin by.
@@ -38,16 +46,25 @@ pub(super) fn network_name(installation: Uuid) -> String {
     format!("haas-{}", installation.simple())
 }
 
+/// The name of the bridge under a new network: known before there is one, so that rules for it can be
+/// put in first. The kernel takes 15 bytes.
+#[must_use]
+pub fn bridge_name(installation: Uuid) -> String {
+    format!("haas-{}", &installation.simple().to_string()[..10])
+}
+
 /// See [`network_name`].
 pub(super) fn network(installation: Uuid) -> NetworkCreateRequest {
     NetworkCreateRequest {
         name: network_name(installation),
         driver: Some("bridge".to_owned()),
-        options: Some(HashMap::from([(
+        // Whatever the engine's own default is.
+        enable_ipv6: Some(false),
+        options: Some(HashMap::from([
+            (BRIDGE_NAME.to_owned(), bridge_name(installation)),
             // Tenants can't reach each other (Docker's bridge driver options).
-            "com.docker.network.bridge.enable_icc".to_owned(),
-            "false".to_owned(),
-        )])),
+            ("com.docker.network.bridge.enable_icc".to_owned(), "false".to_owned()),
+        ])),
         labels: Some(HashMap::from([(LABEL_INSTALLATION.to_owned(), installation.to_string())])),
         ..NetworkCreateRequest::default()
     }
@@ -79,6 +96,7 @@ pub(super) fn container(
     admin: &Admin,
 ) -> ContainerCreateBody {
     let memory = i64::from(spec.memory_mib) * MIB;
+    let no_names = spec.egress == Egress::None;
     let host = HostConfig {
         // Node as PID 1 would not be reaped of its children; see docs/decisions.
         init: Some(true),
@@ -103,6 +121,10 @@ pub(super) fn container(
                 ("max-file".to_owned(), "2".to_owned()),
             ])),
         }),
+        // No /dev/shm, which would be one more place to write to.
+        ipc_mode: Some("none".to_owned()),
+        dns: no_names.then(|| vec![NO_RESOLVER.to_owned()]),
+        dns_options: no_names.then(|| ASK_ONCE.map(str::to_owned).to_vec()),
         network_mode: Some(network_name(installation)),
         port_bindings: Some(HashMap::from([(
             PORT.to_owned(),

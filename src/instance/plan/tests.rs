@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::archive::Archive;
-use crate::instance::spec::Spec;
+use crate::instance::spec::{Egress, Spec};
 
 /// A world of one instance, in which every step does what the executor would do.
 #[derive(Debug, Clone)]
@@ -318,7 +318,7 @@ impl World {
 }
 
 fn spec(image: &str) -> Spec {
-    Spec { image: image.to_owned(), memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1 }
+    Spec { image: image.to_owned(), memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1, egress: Egress::None }
 }
 
 fn faults() -> impl Strategy<Value = Vec<(Fault, u8)>> {
