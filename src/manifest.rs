@@ -26,6 +26,7 @@ mod rest;
 mod roll;
 mod rows;
 mod schema;
+mod storage;
 mod unclaimed;
 
 use std::time::Duration;
@@ -53,6 +54,7 @@ pub use query::{DataPlace, Filter, Page};
 pub use rest::Restored;
 pub use roll::RollStatus;
 pub use rows::Event;
+pub use storage::Watched;
 pub use unclaimed::{Unclaimed, UnclaimedKind};
 
 /// What can go wrong with the manifest.
@@ -88,6 +90,12 @@ pub enum ManifestError {
     /// Its data is being removed; in a moment there is nothing left of it.
     #[error("it is being purged")]
     BeingPurged,
+    /// The user has as many apps as one may have.
+    #[error("a user may have {0} apps, and has them")]
+    TooManyApps(u32),
+    /// Its data takes more of the disk than it may.
+    #[error("its storage is full: {0}")]
+    StorageFull(String),
     /// There is an instance of this name already, or a tombstone of one.
     #[error("there is one already")]
     Exists,
@@ -162,6 +170,10 @@ pub struct Manifest {
     policy: Policy,
     /// What new containers are made of.
     spec: Spec,
+    /// How many apps one user may have; 0 for no bound.
+    apps_per_user: u32,
+    /// How much of the disk an instance's data may take, in MiB; 0 for no bound.
+    disk_mib: u32,
 }
 
 impl Manifest {
@@ -200,6 +212,8 @@ impl Manifest {
             host_pattern: config.installation.host_pattern,
             policy: config.lifecycle.policy(),
             spec: config.tenant.spec(),
+            apps_per_user: config.tenant.apps_per_user,
+            disk_mib: config.tenant.disk_mib,
         }
     }
 

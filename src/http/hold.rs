@@ -30,7 +30,9 @@ pub(super) async fn hold(
     let mut refused = None;
     let over = async |row: &Instance| {
         if row.desired.resting() {
-            if began.elapsed() >= JUST_MISSED {
+            if api.manifest.is_full(row) {
+                refused = Some(Problem::StorageFull);
+            } else if began.elapsed() >= JUST_MISSED {
                 refused = Some(Problem::AllBusy);
             } else if let Err(error) = api.manifest.wake(id, "a request").await {
                 refused = Some(error.into());
