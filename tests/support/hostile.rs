@@ -27,7 +27,7 @@ const say = answer => socket => socket.end(answer);
 const ways = {
   ok: say(text('ok')),
   garbage: begin('', '\x00\xff\x01 no answer at all \r\n'),
-  status: say(text('?', '99999 Much')),
+  status: say(text('?', 'x99 Much')),
   headers: begin(OK, 'x-more: ' + 'a'.repeat(100) + '\r\n'),
   header: begin(OK + 'x-long: ', 'a'.repeat(1000)),
   extension: begin(CHUNKED + '1;', 'a'.repeat(1000)),
