@@ -103,15 +103,15 @@ fn resident(pid: u32) -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// HAProxy's master and workers: the processes that were started with a file in this folder.
+/// HAProxy's master and workers: the processes that were started with its file.
 fn haproxies(haas: &Installation) -> Vec<u32> {
-    let folder = haas.layout.haproxy_dir().display().to_string();
+    let file = haas.layout.haproxy_dir().join("haproxy.cfg").display().to_string();
     let all = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
-        line.split('\0').next().is_some_and(|program| program.ends_with("haproxy")) && line.contains(&folder)
+        line.contains(&file)
     })
     .collect()
 }
