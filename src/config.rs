@@ -129,6 +129,13 @@ settings! {
         /// Where tenants' own connections may go: "none" for nowhere, "internet" for public addresses;
         /// never to this machine, private networks or each other. `haas firewall` enforces it.
         egress: Egress = "\"none\"",
+        /// Disk in MiB that one tenant's data may take; past it the tenant is stopped, its owner told
+        /// and its data kept. 0 for no bound; `haas policy` sets another one for one app.
+        disk_mib: u32 = "1024",
+        /// How often that is looked at; sooner while the disk fills.
+        disk_period: Duration = "\"30s\"",
+        /// Apps that one user may have; deleted ones don't count. 0 for no bound.
+        apps_per_user: u32 = "20",
         /// How long a Hoodie may take to answer for the first time.
         ready_timeout: Duration = "\"30s\"",
         /// How long a drained Hoodie may take to exit before it is killed.

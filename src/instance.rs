@@ -5,6 +5,7 @@ pub mod name;
 pub mod plan;
 pub mod policy;
 pub mod spec;
+pub mod storage;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::archive::Archive;
 use name::{AppName, ContainerName, Email, Hostname, Username};
 use policy::Overrides;
 use spec::Spec;
+use storage::StorageFull;
 
 /// One user's one app: the row in the ship manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +84,8 @@ pub struct Instance {
     pub rolling: bool,
     /// Until when a deleted one can be restored for sure; none for ever.
     pub restorable_until: Option<DateTime<Utc>>,
+    /// That it was stopped because its data took more of the disk than it may.
+    pub storage_full: Option<Box<StorageFull>>,
 }
 
 /// What an instance should be, in the order of the way down.
@@ -370,6 +374,7 @@ impl Instance {
             next_spec: None,
             rolling: false,
             restorable_until: None,
+            storage_full: None,
         }
     }
 }

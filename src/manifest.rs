@@ -30,6 +30,7 @@ mod roll;
 mod rows;
 mod schema;
 mod sign_on;
+mod storage;
 mod unclaimed;
 
 use std::sync::Arc;
@@ -60,6 +61,7 @@ pub use rest::Restored;
 pub use roll::RollStatus;
 pub use rows::Event;
 pub use sign_on::{SignOn, Token};
+pub use storage::Watched;
 pub use unclaimed::{Unclaimed, UnclaimedKind};
 
 /// What can go wrong with the manifest.
@@ -101,6 +103,12 @@ pub enum ManifestError {
     /// Its data is being removed; in a moment there is nothing left of it.
     #[error("it is being purged")]
     BeingPurged,
+    /// The user has as many apps as one may have.
+    #[error("a user may have {0} apps, and has them")]
+    TooManyApps(u32),
+    /// Its data takes more of the disk than it may.
+    #[error("its storage is full: {0}")]
+    StorageFull(String),
     /// There is an instance of this name already, or a tombstone of one.
     #[error("there is one already")]
     Exists,
@@ -177,6 +185,10 @@ pub struct Manifest {
     spec: Spec,
     /// Who brings about what is written through this handle.
     cause: Arc<Cause>,
+    /// How many apps one user may have; 0 for no bound.
+    apps_per_user: u32,
+    /// How much of the disk an instance's data may take, in MiB; 0 for no bound.
+    disk_mib: u32,
 }
 
 impl Manifest {
@@ -216,6 +228,8 @@ impl Manifest {
             policy: config.lifecycle.policy(),
             spec: config.tenant.spec(),
             cause: Arc::default(),
+            apps_per_user: config.tenant.apps_per_user,
+            disk_mib: config.tenant.disk_mib,
         }
     }
 

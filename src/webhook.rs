@@ -18,6 +18,7 @@ use thiserror::Error;
 use url::Url;
 use uuid::Uuid;
 
+use crate::instance::storage::StorageFull;
 use crate::instance::{Instance, State};
 use crate::manifest::Notice;
 
@@ -50,7 +51,7 @@ pub enum WebhookError {
 pub struct Message {
     /// The same each time that it is sent.
     pub id: Uuid,
-    /// What it is about: `instance.archive` or `instance.purge`.
+    /// What it is about: `instance.archive`, `instance.purge` or `instance.storage-full`.
     #[serde(rename = "type")]
     pub kind: String,
     /// When it was decided.
@@ -72,8 +73,12 @@ pub struct MessageData {
     pub emailaddress: String,
     /// What it does now.
     pub state: State,
-    /// When it happens, at the earliest, unless the app is used, or restored, before.
+    /// When it happens, at the earliest, unless the app is used, or restored, before; of one that was
+    /// stopped, when that was.
     pub due_at: DateTime<Utc>,
+    /// Of one that was stopped because its data takes more of the disk than it may: how much.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_full: Option<StorageFull>,
 }
 
 impl Message {
@@ -91,6 +96,7 @@ impl Message {
                 emailaddress: instance.email.to_string(),
                 state: instance.state(),
                 due_at: notice.due_at,
+                storage_full: instance.storage_full.as_deref().copied().filter(|_| notice.kind == "storage-full"),
             },
         }
     }

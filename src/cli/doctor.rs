@@ -12,10 +12,11 @@ use serde::Serialize;
 use super::{Global, Outcome, settings};
 use crate::clients::Clients;
 use crate::config::Config;
-use crate::containers::{Containers, ContainersError};
+use crate::containers::{Containers, ContainersError, Disk};
 use crate::failpoint::Faults;
 use crate::haproxy::{Haproxy, Settings};
 use crate::instance::hosts::rehost;
+use crate::instance::storage::MIB;
 use crate::instance::{Instance, Phase};
 use crate::manifest::{Cause, Manifest};
 use crate::reconcile;
@@ -25,6 +26,9 @@ use crate::server;
 const EPHEMERAL_FIRST: u16 = 32768;
 /// Ports left, in percent, below which it is time to think.
 const PORTS_LOW: usize = 10;
+/// Room on the volumes' file system, in percent, below which it is time to think, and to act.
+const DISK_LOW: u64 = 15;
+const DISK_FULL: u64 = 3;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -203,6 +207,18 @@ fn look_at_instances(live: &[Instance], findings: &mut Findings) {
                     format!("haas show {} {}", row.username, row.appname),
                 );
             }
+            _ if row.storage_full.is_some() => findings.warn(
+                "storage",
+                format!(
+                    "{} is stopped: {}",
+                    row.container,
+                    row.storage_full.as_ref().map(|full| full.why()).unwrap_or_default()
+                ),
+                format!(
+                    "`haas policy {} {} --disk-mib N` raises its limit; then a request wakes it",
+                    row.username, row.appname
+                ),
+            ),
             (Phase::Archiving, Some(error)) => findings.warn(
                 "instance",
                 format!("{} is not archived: {error}", row.container),
@@ -287,7 +303,25 @@ async fn look_at_docker(config: &Config, live: &[Instance], findings: &mut Findi
     for why in world.containers.engine_gaps().await.unwrap_or_default() {
         findings.warn("docker", why, "scripts/start-docker starts an engine without this gap");
     }
+    look_at_disk(world.containers.disk().await, findings);
     strays::look(config, &world, &owned, live, findings).await;
+}
+
+/// Of the volumes' file system.
+fn look_at_disk(disk: Option<Disk>, findings: &mut Findings) {
+    // Another machine's, perhaps.
+    let Some(Disk { total, free }) = disk.filter(|disk| disk.total > 0) else { return };
+    let percent = free.saturating_mul(100) / total;
+    let text = format!("{} MiB ({percent} %) of the volumes' file system are free", free / MIB);
+    let advice = "make room, or put the engine's volumes on a larger one; tenant.disk_mib and lifecycle.archive_after \
+                  bound what tenants take";
+    if percent < DISK_FULL {
+        findings.broken("disk", text, advice);
+    } else if percent < DISK_LOW {
+        findings.warn("disk", text, advice);
+    } else {
+        findings.ok("disk", text);
+    }
 }
 
 async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Findings) {

@@ -1,30 +1,33 @@
 //! The real engine, through bollard.
 
 mod data;
+mod disk;
+mod listed;
 mod network;
 mod signal;
 
 pub use network::bridge;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::errors::Error as BollardError;
-use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
+use bollard::models::{ContainerInspectResponse, EventMessage};
 use bollard::query_parameters::{
     CreateContainerOptions, EventsOptions, InspectContainerOptions, ListContainersOptions, LogsOptions,
     RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
 };
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
+use listed::{container_status, owned};
 use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 
 use super::{
-    Containers, ContainersError, Data, DataFound, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, LABEL_SPEC,
-    LABEL_VOLUME, Owned, OwnedVolume,
+    Containers, ContainersError, Data, DataFound, Disk, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE,
+    LABEL_SPEC, LABEL_VOLUME, Owned, OwnedVolume, VolumeBound,
     spec::{self, Admin},
 };
 use crate::config::Tenant;
@@ -62,6 +65,8 @@ pub struct Docker {
     client: OnceCell<bollard::Docker>,
     /// Whether the network was seen to be there.
     network: Mutex<bool>,
+    /// Where the engine keeps its volumes.
+    volumes_folder: OnceCell<PathBuf>,
     http: reqwest::Client,
 }
 
@@ -75,12 +80,14 @@ impl Docker {
             .connect_timeout(Duration::from_millis(500))
             // Readiness asks what listens now, not what a kept connection remembers.
             .pool_max_idle_per_host(0)
+            // A tenant must not send us anywhere else.
+            .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             // Plain HTTP alone: it must do without the machine's own certificates, which an image may lack.
             .tls_certs_only([])
             .build()
             .unwrap_or_else(|error| unreachable!("a client that trusts nobody has nothing to load: {error}"));
-        Self { settings, client: OnceCell::new(), network: Mutex::default(), http }
+        Self { settings, client: OnceCell::new(), network: Mutex::default(), volumes_folder: OnceCell::new(), http }
     }
 
     async fn client(&self) -> Result<&bollard::Docker, ContainersError> {
@@ -363,6 +370,14 @@ impl Containers for Docker {
         self.remove_unused(name).await
     }
 
+    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<u64>>, ContainersError> {
+        self.measure(volumes).await
+    }
+
+    async fn disk(&self) -> Option<Disk> {
+        self.volumes_disk().await
+    }
+
     async fn stray_networks(&self) -> Result<Vec<String>, ContainersError> {
         self.other_networks().await
     }
@@ -438,33 +453,4 @@ fn classify(error: BollardError) -> ContainersError {
         }
         other => ContainersError::Unreachable(other.to_string()),
     }
-}
-
-/// The engine's word for a container's state.
-fn container_status(word: &str) -> Status {
-    match word {
-        "running" => Status::Running,
-        "restarting" => Status::Restarting,
-        "paused" => Status::Paused,
-        "removing" | "dead" => Status::Dead,
-        _ => Status::Stopped,
-    }
-}
-
-fn owned(summary: ContainerSummary) -> Option<Owned> {
-    let labels = summary.labels.unwrap_or_default();
-    let port = summary.ports.unwrap_or_default().iter().find_map(|port| port.public_port);
-    Some(Owned {
-        id: summary.id?,
-        name: summary.names?.first()?.trim_start_matches('/').to_owned(),
-        instance: labels.get(LABEL_INSTANCE).and_then(|text| text.parse().ok()),
-        container: Container {
-            generation: labels.get(LABEL_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(NO_GENERATION),
-            port,
-            status: container_status(&summary.state.map(|state| state.to_string()).unwrap_or_default()),
-            spec: labels.get(LABEL_SPEC).cloned(),
-            volume: labels.get(LABEL_VOLUME).cloned(),
-        },
-        created: summary.created.and_then(|seconds| DateTime::<Utc>::from_timestamp(seconds, 0)).unwrap_or_default(),
-    })
 }

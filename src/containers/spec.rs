@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, NetworkCreateRequest, PortBinding,
-    RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
+    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
 };
 use uuid::Uuid;
 
@@ -26,6 +26,16 @@ const NO_RESOLVER: &str = "127.0.0.1";
 /// Docker's resolver then gives no answer at all: one second of that is enough (resolv.conf(5)).
 const ASK_ONCE: [&str; 2] = ["timeout:1", "attempts:1"];
 const MIB: i64 = 1024 * 1024;
+/// When the machine itself is out of memory, the kernel ends a tenant sooner than Postgres, HAProxy or us
+/// (proc(5), `oom_score_adj`).
+const OOM_SCORE_ADJ: i64 = 500;
+/// A quarter of what others have by default (`cpu.shares`): where all want the CPU at once, the parts that
+/// serve everybody come first. Among tenants nothing changes.
+const CPU_SHARES: i64 = 256;
+/// Files that one process may have open. Docker's own default is a million, and the kernel's table is everybody's.
+const OPEN_FILES: i64 = 16_384;
+/// /dev/shm can be written although the root is read-only, and Hoodie does not use it. Counted to its memory.
+const SHM_BYTES: i64 = MIB;
 
 /// What a Hoodie knows its admin by.
 pub(super) struct Admin {
@@ -108,7 +118,15 @@ pub(super) fn container(
         // The same figure: no swap.
         memory_swap: Some(memory),
         nano_cpus: Some(i64::from(spec.millicpus) * 1_000_000),
+        cpu_shares: Some(CPU_SHARES),
         pids_limit: Some(i64::from(spec.pids)),
+        oom_score_adj: Some(OOM_SCORE_ADJ),
+        ulimits: Some(vec![ResourcesUlimits {
+            name: Some("nofile".to_owned()),
+            soft: Some(OPEN_FILES),
+            hard: Some(OPEN_FILES),
+        }]),
+        shm_size: Some(SHM_BYTES),
         // A Hoodie that crashes, or a machine that reboots, needs none of us to come back.
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::UNLESS_STOPPED),

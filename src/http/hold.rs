@@ -60,7 +60,9 @@ pub(super) async fn comes_up(
     let mut refused = None;
     let over = async |row: &Instance| {
         if row.desired.resting() {
-            if began.elapsed() >= JUST_MISSED {
+            if api.manifest.is_full(row) {
+                refused = Some(Problem::StorageFull);
+            } else if began.elapsed() >= JUST_MISSED {
                 refused = Some(Problem::AllBusy);
             } else if let Err(error) = manifest.wake(id, why).await {
                 refused = Some(error.into());

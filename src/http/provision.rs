@@ -92,7 +92,7 @@ pub(super) struct ProvisionedView {
         (status = 202, description = "It does not answer yet; ask at Location", body = ProvisionedView),
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, description = "Neither a secret nor a signature of a known party", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 409, description = "A name is taken", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "A name is taken, or the user has as many apps as one may have", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "Neither JSON nor a form", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "Every field that won't do", body = ProblemDocument, content_type = "application/problem+json"),
@@ -210,7 +210,7 @@ pub(super) async fn deprovision(
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, description = "Neither a secret nor a signature of a known party", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, description = "There is no such instance, not even a deleted one", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 409, description = "A name is taken, or it is being purged", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "A name is taken, it is being purged, or the user has as many apps as one may have", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "Neither JSON nor a form", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "Every field that won't do", body = ProblemDocument, content_type = "application/problem+json"),
@@ -242,6 +242,8 @@ pub(super) async fn restore(
     match row.state() {
         State::Running | State::Paused | State::Asleep | State::Archived => Ok(answer(HttpResponse::Ok(), &api, &row)),
         State::Deleted | State::Deleting => Err(Problem::Superseded),
+        // Its data takes more of the disk than it may: it is there again, and rests.
+        State::Pending if row.desired.resting() => Ok(answer(HttpResponse::Ok(), &api, &row)),
         State::Pending | State::Failed => Ok(answer(HttpResponse::Accepted(), &api, &row)),
     }
 }

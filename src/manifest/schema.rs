@@ -41,6 +41,7 @@ diesel::table! {
         next_spec -> Nullable<Jsonb>,
         rolling -> Bool,
         restorable_until -> Nullable<Timestamptz>,
+        storage_full -> Nullable<Jsonb>,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header;
@@ -76,7 +77,7 @@ async fn exchange(port: u16, host: &Hostname, password: &str) -> Result<SessionI
         .header(header::ACCEPT.as_str(), "application/vnd.api+json")
         .body(body.to_string())
         .map_err(|error| LoginError::NoAnswer(error.to_string()))?;
-    let connection = connect(port).await?;
+    let connection = connect(port, Arc::default()).await?;
     let (mut app, connection) =
         http1::Builder::new().max_buf_size(HEAD_MAX).handshake(TokioIo::new(connection)).await?;
     let _driver = Driver::spawn(connection);
