@@ -257,6 +257,8 @@ async fn a_link_is_good_once_in_time_and_at_its_own_app() {
     refused(&hoodie, &good).await;
     let nobody = haas.hoodie("nobody", "nothing");
     refused(&nobody, &good).await;
+    let redeemed = "SELECT count(*) FROM events WHERE kind = 'sign-on redeemed'";
+    assert_eq!(haas.sql(redeemed).await, "3", "each success is told of, and no refusal took a link");
 }
 
 #[tokio::test]
