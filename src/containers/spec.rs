@@ -34,8 +34,6 @@ const OOM_SCORE_ADJ: i64 = 500;
 const CPU_SHARES: i64 = 256;
 /// Files that one process may have open. Docker's own default is a million, and the kernel's table is everybody's.
 const OPEN_FILES: i64 = 16_384;
-/// /dev/shm can be written although the root is read-only, and Hoodie does not use it. Counted to its memory.
-const SHM_BYTES: i64 = MIB;
 
 /// What a Hoodie knows its admin by.
 pub(super) struct Admin {
@@ -126,7 +124,6 @@ pub(super) fn container(
             soft: Some(OPEN_FILES),
             hard: Some(OPEN_FILES),
         }]),
-        shm_size: Some(SHM_BYTES),
         // A Hoodie that crashes, or a machine that reboots, needs none of us to come back.
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::UNLESS_STOPPED),
