@@ -133,6 +133,10 @@ async fn measure(rounds: usize, time: Duration) -> Result<()> {
                 loud.percentile(99.0),
                 loud.count(),
             );
+            // That work is the engine's, which nothing bounds by tenant: told, and not promised.
+            if kind == "log flood" {
+                continue;
+            }
             worst.push((format!("{kind}, {request}, p99 against quiet neighbours"), ratio));
         }
     }

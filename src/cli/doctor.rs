@@ -386,3 +386,26 @@ async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Find
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_with_little_room_is_told_of_in_time() {
+        let verdict = |free: u64| {
+            let mut findings = Findings::default();
+            look_at_disk(Some(Disk { total: 1000 * MIB, free: free * MIB }), &mut findings);
+            let Findings(findings) = findings;
+            assert_eq!((findings.len(), findings[0].advice.is_some()), (1, findings[0].verdict != Verdict::Ok));
+            findings[0].verdict
+        };
+        let (ok, low, full) = ([1000, 150], [149, 30], [29, 0]);
+        assert!(ok.map(verdict) == [Verdict::Ok; 2] && low.map(verdict) == [Verdict::Warning; 2]);
+        assert!(full.map(verdict) == [Verdict::Broken; 2]);
+        let mut nothing = Findings::default();
+        look_at_disk(None, &mut nothing);
+        look_at_disk(Some(Disk { total: 0, free: 0 }), &mut nothing);
+        assert!(nothing.0.is_empty(), "another machine's, or none");
+    }
+}
