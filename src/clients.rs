@@ -33,7 +33,7 @@ pub const KEY_MIN: usize = 16;
 /// Why the keys can't be read.
 #[derive(Debug, Error)]
 pub enum ClientsError {
-    /// The folder, or a file in it, can't be read.
+    /// The folder can't be read.
     #[error("{path}: {error}")]
     Io {
         /// Which one.
@@ -104,14 +104,19 @@ impl Clients {
         Ok(Self { dir: dir.to_owned(), known })
     }
 
-    /// Reads the folder again; what was known stays in force when that fails.
+    /// Reads the folder again. A key that was taken away is in force no more, also the last one; only when
+    /// the folder itself can't be read does what was known stay.
     ///
     /// # Errors
     /// As for [`Clients::read`].
     pub fn reload(&self) -> Result<(), ClientsError> {
-        let fresh = Arc::new(read(&self.dir)?);
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        Ok(())
+        let (fresh, outcome) = match read(&self.dir) {
+            Ok(fresh) => (fresh, Ok(())),
+            Err(none @ ClientsError::None(_)) => (Known::default(), Err(none)),
+            Err(error) => return Err(error),
+        };
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        outcome
     }
 
     fn known(&self) -> Arc<Known> {
@@ -164,13 +169,20 @@ fn read(dir: &Path) -> Result<Known, ClientsError> {
             known.mistakes.push(format!("{}: a key's name has letters, digits and . _ - alone", path.display()));
             continue;
         };
-        let text = fs::read_to_string(path).map_err(failed(path))?;
+        let read = fs::read_to_string(path).and_then(|text| Ok((text, fs::metadata(path)?.permissions().mode())));
+        let (text, mode) = match read {
+            Ok(read) => read,
+            // Not in force, and in nobody else's way.
+            Err(error) => {
+                known.mistakes.push(format!("{}: {error}", path.display()));
+                continue;
+            }
+        };
         let secret = text.lines().next().unwrap_or_default().trim();
         if secret.is_empty() {
             // A file that is being written; the next look finds it whole.
             continue;
         }
-        let mode = fs::metadata(path).map_err(failed(path))?.permissions().mode();
         if mode & 0o077 != 0 {
             known.mistakes.push(format!("{}: others may read it (chmod 600)", path.display()));
         }
@@ -249,7 +261,7 @@ mod tests {
         write(dir.path(), "empty.secret", "\n");
         let clients = Clients::read(dir.path()).unwrap();
         assert_eq!(clients.admit("old and long enough").unwrap().client.id, "provision");
-        for wrong in ["", "no secret", "old and long enough\n"] {
+        for wrong in ["", "usernames = [\"alice\"]", "", "no secret", "old and long enough\n"] {
             assert!(clients.admit(wrong).is_none(), "{wrong:?}");
         }
         write(dir.path(), "provision.2.secret", "new and long enough\n");
@@ -261,10 +273,19 @@ mod tests {
         clients.reload().unwrap();
         assert!(clients.admit("old and long enough").is_none() && clients.key("provision").is_none());
         fs::remove_file(dir.path().join("provision.2.secret")).unwrap();
+        std::fs::create_dir(dir.path().join("folder.secret")).unwrap();
+        assert!(clients.reload().is_ok());
+        assert!(clients.admit("new and long enough").is_none(), "the last one can be taken away, too");
+        assert!(clients.mistakes()[0].contains("folder.secret"), "{:?}", clients.mistakes());
+        std::fs::remove_dir(dir.path().join("folder.secret")).unwrap();
+        assert!(matches!(clients.reload(), Err(ClientsError::None(_))));
+        write(dir.path(), "provision.secret", "old and long enough\n");
+        clients.reload().unwrap();
+        std::fs::rename(dir.path(), dir.path().with_extension("away")).unwrap();
         assert!(clients.reload().is_err());
-        assert!(clients.admit("new and long enough").is_some(), "a mistake in the folder locks nobody out");
+        assert!(clients.admit("old and long enough").is_some(), "a folder that is away locks nobody out");
+        std::fs::rename(dir.path().with_extension("away"), dir.path()).unwrap();
         assert!(!format!("{new:?}").contains("long enough"));
-        assert_eq!(clients.mistakes(), Vec::<String>::new());
     }
 
     #[test]

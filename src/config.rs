@@ -103,8 +103,8 @@ settings! {
     manifest: ManifestSettings {
         /// A connection string; DATABASE_URL is read too. `haas up` runs its own Postgres.
         database_url: String = "\"\"",
-        /// The same database, as the role that owns the tables. `haas migrate` alone uses it; empty where
-        /// database_url's role is the owner, which could then change events that are written.
+        /// The same database, as the role that owns the tables, for `haas migrate`; empty where
+        /// database_url's role is the owner, which could then change events that are written. `haas up` sets it.
         owner_url: String = "\"\"",
         /// Connections that the API keeps; the reconciler has as many of its own.
         pool_size: usize = "8",

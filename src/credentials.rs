@@ -107,7 +107,12 @@ pub fn make_secret(path: &Path) -> std::io::Result<()> {
     let mut bytes = [0; KEY_LENGTH];
     getrandom::fill(&mut bytes)?;
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    // Of an earlier process of this number that was killed; and what somebody put there is not followed.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     writeln!(file, "{}", hex::encode(bytes))?;
     file.sync_all()?;
     // A link fails where a rename would overwrite what another process made meanwhile.

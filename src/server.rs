@@ -174,6 +174,7 @@ async fn watch_keys(dir: PathBuf, clients: Clients) {
             log::info!("the clients' keys were read again: {}", keys.join(" "));
             tell_mistakes(&clients);
         }
+        Err(error @ ClientsError::None(_)) => log::error!("nobody is let in: {error}"),
         Err(error) => log::error!("the clients' keys stay as they were: {error}"),
     };
     let Err(error) = watch::folder(&dir, None, reload).await;

@@ -1,7 +1,7 @@
 //! `haas client`: who may ask the control API, and for what.
 
-use std::os::unix::fs::{MetadataExt, chown};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, lchown};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -58,6 +58,11 @@ pub(super) struct Remove {
 pub(super) async fn run(global: &Global, command: &Client) -> anyhow::Result<Outcome> {
     let config = settings::of_server(global)?;
     let dir = &config.secrets.dir;
+    let manifest = settings::manifest(&config);
+    if !matches!(command, Client::List(_)) {
+        // What could not be written down is not done.
+        manifest.ping().await?;
+    }
     let (done, kind, detail) = match command {
         Client::List(arguments) => return list(dir, arguments),
         Client::Add(arguments) => {
@@ -68,7 +73,7 @@ pub(super) async fn run(global: &Global, command: &Client) -> anyhow::Result<Out
         }
     };
     if done == Outcome::Done {
-        settings::manifest(&config).note_change(kind, detail).await?;
+        manifest.note_change(kind, detail).await?;
     }
     Ok(done)
 }
@@ -113,8 +118,11 @@ fn add(dir: &Path, arguments: &Add) -> anyhow::Result<Outcome> {
     let restricted = !arguments.rights.is_empty() || !arguments.usernames.is_empty();
     // Before the key: there is no moment in which it may do more.
     if restricted {
-        if policy_path.exists() {
-            eprintln!("haas: {} is there already: change it there", policy_path.display());
+        if policy_path.exists() || !key_files(dir, &arguments.client)?.is_empty() {
+            eprintln!(
+                "haas: the client is there already: what it may do stands, or belongs, in {}",
+                policy_path.display()
+            );
             return Ok(Outcome::Refused);
         }
         let text = Policy::write(&arguments.rights, &arguments.usernames);
@@ -133,16 +141,13 @@ fn remove(dir: &Path, arguments: &Remove) -> anyhow::Result<Outcome> {
     if !are_names(&arguments.client, key) {
         return Ok(Outcome::Refused);
     }
-    let files: Vec<String> = match key {
-        Some(_) => vec![clients::key_file(&arguments.client, key)],
-        None => Clients::read(dir)?
-            .keys()
-            .into_iter()
-            .filter(|key| key.client.id == arguments.client)
-            .map(|key| format!("{}.secret", key.id))
-            .collect(),
+    let present: Vec<_> = match key {
+        Some(_) => {
+            let path = dir.join(clients::key_file(&arguments.client, key));
+            Some(path).filter(|path| path.exists()).into_iter().collect()
+        }
+        None => key_files(dir, &arguments.client)?,
     };
-    let present: Vec<_> = files.iter().map(|file| dir.join(file)).filter(|path| path.exists()).collect();
     if present.is_empty() {
         eprintln!("haas: there is no such key");
         return Ok(Outcome::NotFound);
@@ -161,6 +166,19 @@ fn remove(dir: &Path, arguments: &Remove) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// Every file with a key of a client, be it in force or not.
+fn key_files(dir: &Path, client: &str) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".secret"));
+        if name.is_some_and(|name| name.split('.').next() == Some(client)) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
 /// Whether these can be a client's id and a key's name; what is wrong with them is said.
 fn are_names(client: &str, key: Option<&str>) -> bool {
     let client = named("client", clients::check_id(client));
@@ -170,9 +188,9 @@ fn are_names(client: &str, key: Option<&str>) -> bool {
 /// Gives a file to whoever has the folder: the server, where this command was root's.
 fn hand_over(dir: &Path, path: &Path) -> anyhow::Result<()> {
     let owner = std::fs::metadata(dir)?;
-    let file = std::fs::metadata(path)?;
+    let file = std::fs::symlink_metadata(path)?;
     if (owner.uid(), owner.gid()) != (file.uid(), file.gid()) {
-        chown(path, Some(owner.uid()), Some(owner.gid())).with_context(|| path.display().to_string())?;
+        lchown(path, Some(owner.uid()), Some(owner.gid())).with_context(|| path.display().to_string())?;
     }
     Ok(())
 }

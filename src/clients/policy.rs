@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use crate::instance::name::Username;
 
+/// Usernames in one policy: a listing asks the database about each.
+const PATTERNS_MAX: usize = 200;
+
 /// Something that a client may be allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -125,24 +128,28 @@ struct File {
 }
 
 impl Policy {
-    /// Reads a policy's file; without one, everything is allowed. So it is for what the file does not say.
+    /// Reads a policy's file; without one, everything is allowed. One that is there has to say which
+    /// rights: a file that is being written must not be taken for none.
     ///
     /// # Errors
     /// What is wrong with it, in a line.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Self { rights: vec![Right::Admin], usernames: Usernames::All });
+            }
             Err(error) => return Err(format!("{}: {error}", path.display())),
         };
         let file: File = toml::from_str(&text).map_err(|error| format!("{}: {}", path.display(), error.message()))?;
-        Ok(Self {
-            rights: file.rights.unwrap_or_else(|| vec![Right::Admin]),
-            usernames: file.usernames.map_or(Usernames::All, Usernames::Some),
-        })
+        let rights = file.rights.ok_or_else(|| format!("{}: rights is missing", path.display()))?;
+        if file.usernames.as_ref().is_some_and(|patterns| patterns.len() > PATTERNS_MAX) {
+            return Err(format!("{}: usernames has more than {PATTERNS_MAX}: let some begin alike", path.display()));
+        }
+        Ok(Self { rights, usernames: file.usernames.map_or(Usernames::All, Usernames::Some) })
     }
 
-    /// The text of a file that says this; what is left empty is not said.
+    /// The text of a file that says this. Without rights it is all of them, without usernames everybody.
     #[must_use]
     pub fn write(rights: &[Right], usernames: &[UsernamePattern]) -> String {
         let list = |name: &str, words: Vec<String>| {
@@ -150,6 +157,7 @@ impl Policy {
             let words = words.join("\", \"");
             if words.is_empty() { String::new() } else { format!("{name} = [\"{words}\"]\n") }
         };
+        let rights = if rights.is_empty() { &[Right::Admin] } else { rights };
         let rights = list("rights", rights.iter().map(|right| right.as_str().to_owned()).collect());
         rights + &list("usernames", usernames.iter().map(ToString::to_string).collect())
     }

@@ -55,7 +55,8 @@ impl Level {
 
 /// What the files in a folder take, as the file system has allocated it, in bytes. It stays on one file
 /// system, counts a file of several names once, and each at least as a block. Past twice the limit it
-/// may stop; folders too deep inside each other count as more than the limit.
+/// may stop; more names than that many blocks, and folders too deep inside each other, count as more than
+/// the limit.
 ///
 /// # Errors
 /// What the system says, such as that this process may not look.
@@ -86,11 +87,13 @@ pub(super) fn taken(folder: &Path, limit: u64) -> io::Result<u64> {
             continue;
         }
         let is_folder = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
+        // Another name of a file takes next to nothing of the disk, and as much of this work as a file.
+        entries += 1;
         if is_folder || stat.st_nlink == 1 || linked.insert(stat.st_ino) {
             bytes = bytes.saturating_add(counts(&stat));
-            entries += 1;
         }
         if entries >= most {
+            bytes = bytes.max(limit.saturating_add(1));
             break;
         }
         if is_folder {

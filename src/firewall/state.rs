@@ -53,13 +53,15 @@ fn target(rule: &str) -> Option<&str> {
 /// Whether a rule can take nothing away from a wall behind it: it is for another interface, refuses, or is a
 /// wall of ours around another bridge.
 fn harmless(rule: &str, bridge: &str) -> bool {
-    let words: Vec<&str> = rule.split(' ').collect();
+    // What somebody says in a comment is in quotes, and means nothing here.
+    let plain: String = rule.split('"').step_by(2).collect();
+    let words: Vec<&str> = plain.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "-i");
     let other_interface = at.is_some_and(|at| {
         let negated = at > 0 && words[at - 1] == "!";
         words.get(at + 1).is_some_and(|name| !negated && !name.ends_with('+') && *name != bridge)
     });
-    other_interface || matches!(target(rule), Some("DROP" | "REJECT" | "LOG" | "NFLOG") | None)
+    other_interface || matches!(target(&plain), Some("DROP" | "REJECT" | "LOG" | "NFLOG") | None)
 }
 
 impl Plan {

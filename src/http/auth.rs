@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use actix_web::HttpRequest;
 use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName};
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 
 use super::problem::Problem;
 use super::request_id::RequestId;
-use super::signature::{Message, Signature, SignatureError, TOLERANCE};
+use super::signature::{Message, Signature, SignatureError};
 use super::{Api, host};
 use crate::clients::{Key, Right};
 use crate::instance::name::{AppName, Username};
@@ -63,28 +63,33 @@ impl Caller {
             Err(Refused::Nothing) => return Err(Problem::InvalidSecret),
             Err(Refused::Unfit(problem)) => return Err(problem),
             Err(Refused::Wrong(client, problem)) => {
-                let wait = api.throttle.fail(source.into(), client.as_deref(), now);
+                if let Some(wait) = api.throttle.fail(source.into(), client.as_deref(), now) {
+                    return Err(too_many(wait));
+                }
                 let whom = client.map(|client| format!(" of the client {client}")).unwrap_or_default();
                 let from = source.map(|source| source.to_string()).unwrap_or_default();
                 log::warn!(source = from, request = RequestId::current(); "a wrong key{whom}");
-                return Err(wait.map_or(problem, too_many));
+                return Err(problem);
             }
         };
         if let Some(wait) = api.throttle.admit(source.into(), &key.client.id, now) {
             return Err(too_many(wait));
         }
-        if let Some((nonce, expires_at)) = nonce
-            && !api.manifest.use_nonce(&key.client.id, &nonce, expires_at).await?
+        if let Some(nonce) = nonce
+            && !api.manifest.use_nonce(&key.client.id, &nonce).await?
         {
             log::warn!(request = RequestId::current(); "a signed request of the client {} again", key.client.id);
             return Err(Problem::InvalidSignature("the nonce was used before".to_owned()));
         }
         let caller = Self { key, source };
         if caller.key.client.policy.allows(right) {
-            Ok(caller)
-        } else {
-            Err(Problem::Forbidden(format!("it needs the right {}", right.as_str())))
+            return Ok(caller);
         }
+        let noted = api.manifest.caused_by(caller.cause()).note_refusal(None, right.as_str(), "forbidden").await;
+        if let Err(error) = noted {
+            log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
+        }
+        Err(Problem::Forbidden(format!("it needs the right {}", right.as_str())))
     }
 
     /// Whose instances it may know of.
@@ -141,7 +146,8 @@ impl Act<'_> {
         if !problem.is_the_callers() {
             return;
         }
-        if let Err(error) = self.manifest.note_refusal(self.username, self.appname, self.kind, problem.slug()).await {
+        let names = Some((self.username, self.appname));
+        if let Err(error) = self.manifest.note_refusal(names, self.kind, problem.slug()).await {
             log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
         }
     }
@@ -161,7 +167,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-type Signed = (Key, Option<(String, DateTime<Utc>)>);
+type Signed = (Key, Option<String>);
 
 fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Signed, Refused> {
     let unfit = |error: &SignatureError| Refused::Unfit(Problem::InvalidSignature(error.to_string()));
@@ -175,7 +181,7 @@ fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Signed,
     let wrong = |client: Option<String>| {
         Refused::Wrong(client, Problem::InvalidSignature(SignatureError::Mismatch.to_string()))
     };
-    let key = api.clients.key(&signature.key_id).ok_or_else(|| wrong(None))?;
+    let key = api.clients.key(&signature.key_id);
     let proto = headers.get_all(FORWARDED_PROTO).last().and_then(|value| value.to_str().ok());
     let host_field = headers.get(HOST).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let host = host_field.or_else(|| host(request.head())).unwrap_or_default();
@@ -187,15 +193,14 @@ fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Signed,
         fields: headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect(),
         body,
     };
-    match signature.verify(&message, key.secret(), Utc::now().timestamp()) {
-        Ok(()) => {}
-        Err(SignatureError::Mismatch) => return Err(wrong(Some(key.client.id.clone()))),
-        Err(error) => return Err(unfit(&error)),
+    // Of a key that there is not, the same is said as of one that there is.
+    let secret = key.as_ref().map_or(&b"nobody's"[..], Key::secret);
+    let verified = signature.verify(&message, secret, Utc::now().timestamp());
+    match (verified, key) {
+        (Ok(()), Some(key)) => Ok((key, Some(signature.nonce))),
+        (Ok(()) | Err(SignatureError::Mismatch), key) => Err(wrong(key.map(|key| key.client.id.clone()))),
+        (Err(error), _) => Err(unfit(&error)),
     }
-    // As long as the same bytes would be in time.
-    let expires_at = DateTime::from_timestamp(signature.created.saturating_add(TOLERANCE + 1), 0);
-    let expires_at = expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC);
-    Ok((key, Some((signature.nonce, expires_at))))
 }
 
 /// Where the request came from: what HAProxy says, which lets nobody else say it; the connection's

@@ -1,7 +1,8 @@
 //! Guessing is slowed: failures to sign in are counted by where they come from, and by whom they claim
 //! to be. Whoever has failed too often waits, and is not even told whether a guess was right.
 //!
-//! A client is not locked out by others' guesses: where it has signed in lately, it goes on to.
+//! A client is not locked out by others' guesses. Those in its name, from elsewhere, slow wrong keys alone;
+//! those beside it, from the same source, don't count for a client that was let in from there lately.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -66,12 +67,9 @@ impl Throttle {
         let own = (source, client.to_owned());
         let known = state.own.get(&own).is_some_and(|at| now.duration_since(*at) < OWN_FOR);
         if !known {
-            let waits = [
-                state.sources.get(&source).and_then(|bucket| self.wait(bucket, now)),
-                state.clients.get(client).and_then(|bucket| self.wait(bucket, now)),
-            ];
-            if let Some(wait) = waits.into_iter().flatten().max() {
-                return Some(wait);
+            let wait = state.sources.get(&source).and_then(|bucket| self.wait(bucket, now));
+            if wait.is_some() {
+                return wait;
             }
         }
         make_room(&mut state.own, |at| *at);
@@ -158,7 +156,11 @@ mod tests {
             assert_eq!(throttle.fail(source(&format!("198.51.100.{n}")), Some("appmaker"), now), None);
         }
         assert!(throttle.fail(source("198.51.100.99"), Some("appmaker"), now).is_some());
-        assert!(throttle.admit(source("198.51.100.98"), "appmaker", now).is_some());
+        assert_eq!(
+            throttle.admit(source("198.51.100.200"), "appmaker", now),
+            None,
+            "with the right key, from anywhere"
+        );
         assert_eq!(throttle.admit(source("2001:db8:1:2::4"), "appmaker", now), None, "the same network");
         // Nor by a guesser beside it.
         for _ in 0..20 {

@@ -218,15 +218,14 @@ impl Manifest {
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn note_refusal(
         &self,
-        username: &Username,
-        appname: &AppName,
+        names: Option<(&Username, &AppName)>,
         kind: &str,
         problem: &str,
     ) -> Result<(), ManifestError> {
         self.run(async |conn| {
             let what = (
-                events::username.eq(username.as_str()),
-                events::appname.eq(appname.as_str()),
+                events::username.eq(names.map(|(username, _)| username.as_str())),
+                events::appname.eq(names.map(|(_, appname)| appname.as_str())),
                 events::kind.eq(kind),
                 events::detail.eq(serde_json::json!({ "problem": problem })),
                 events::outcome.eq(Outcome::Refused.as_str()),

@@ -132,9 +132,12 @@ fn grant(conn: &mut Connected, role: &str) -> Result<(), ManifestError> {
     conn.batch_execute(&format!(
         "BEGIN;
          REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {name};
+         REVOKE INSERT (id, at) ON events FROM {name};
          GRANT USAGE ON SCHEMA public TO {name};
          GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name};
-         REVOKE UPDATE, DELETE ON events FROM {name};
+         REVOKE INSERT, UPDATE, DELETE ON events FROM {name};
+         GRANT INSERT (instance_id, kind, detail, username, appname, actor, client_id, key_id, source, login,
+                       request_id, outcome) ON events TO {name};
          REVOKE INSERT, UPDATE, DELETE ON __diesel_schema_migrations FROM {name};
          COMMIT"
     ))

@@ -11,7 +11,7 @@ use super::{ReconcileError, World};
 use crate::containers::{Containers, VolumeBound};
 use crate::haproxy::Proxy;
 use crate::instance::storage::{MIB, exceeds};
-use crate::manifest::Watched;
+use crate::manifest::{ManifestError, Watched};
 
 /// How often it is looked how much of the disk is free, which costs one system call.
 const FREE_LOOK: Duration = Duration::from_secs(1);
@@ -44,12 +44,18 @@ impl<C: Containers, P: Proxy> World<C, P> {
         for (one, bytes) in watched.iter().zip(taken) {
             let Some(bytes) = bytes else { continue };
             match (one.stopped_with, exceeds(bytes, one.limit_mib)) {
-                (None, true) => {
-                    if let Some(row) = self.manifest.stop_full(one, bytes).await? {
+                (None, true) => match self.manifest.stop_full(one, bytes).await {
+                    Ok(Some(row)) => {
                         let why = row.storage_full.as_ref().map(|full| full.why()).unwrap_or_default();
                         log::warn!(instance:% = row.id; "{} is stopped: {why}", row.container);
                     }
-                }
+                    Ok(None) => {}
+                    // A row that can't be read keeps nobody else from being stopped.
+                    Err(error @ ManifestError::Corrupt { .. }) => {
+                        log::error!(instance:% = one.id; "it takes {bytes} bytes, and can't be stopped: {error}");
+                    }
+                    Err(error) => return Err(error.into()),
+                },
                 // Somebody has made room in its volume.
                 (Some(_), false) => self.let_go(one).await?,
                 (None, false) | (Some(_), true) => {}
