@@ -18,6 +18,7 @@ use thiserror::Error;
 use url::Url;
 use uuid::Uuid;
 
+use crate::instance::name::Email;
 use crate::instance::{Instance, State};
 use crate::manifest::Notice;
 
@@ -69,7 +70,7 @@ pub struct MessageData {
     /// Which app it serves.
     pub appname: String,
     /// Where the owner gets mail.
-    pub emailaddress: String,
+    pub emailaddress: Email,
     /// What it does now.
     pub state: State,
     /// When it happens, at the earliest, unless the app is used, or restored, before.
@@ -88,7 +89,7 @@ impl Message {
                 id: instance.id,
                 username: instance.username.to_string(),
                 appname: instance.appname.to_string(),
-                emailaddress: instance.email.to_string(),
+                emailaddress: instance.email.clone(),
                 state: instance.state(),
                 due_at: notice.due_at,
             },
