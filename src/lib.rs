@@ -27,6 +27,7 @@
 //! | [`embedded`] | the Postgres and HAProxy that `haas up` runs beside the server |
 //! | [`config`], [`cli`] | settings, and the commands |
 //! | `whole_file` | a file that is written whole or not at all |
+//! | `fuzzing` | the doors of a fuzzer, to parsers of what comes from outside |
 //! | [`failpoint`] | where a test ends the process, to show that no moment is a bad one |
 
 #![forbid(unsafe_code)]
@@ -38,6 +39,8 @@ pub mod config;
 pub mod containers;
 pub mod embedded;
 pub mod failpoint;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod haproxy;
 pub mod http;
 pub mod instance;

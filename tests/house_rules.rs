@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everything in `src/` but the entry points.
-const ROOMS: [&str; 17] = [
+const ROOMS: [&str; 18] = [
     "archive",
     "cli",
     "clients",
@@ -13,6 +13,7 @@ const ROOMS: [&str; 17] = [
     "containers",
     "embedded",
     "failpoint",
+    "fuzzing",
     "haproxy",
     "http",
     "instance",
