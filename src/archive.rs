@@ -113,7 +113,7 @@ pub struct Archive {
 }
 
 /// Whose data it is: the first entry. Plain strings; whoever uses them checks them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// [`FORMAT`].
     pub format: u32,
@@ -127,6 +127,15 @@ pub struct Header {
     pub extra_hosts: Vec<String>,
     /// When it was written.
     pub made_at: DateTime<Utc>,
+}
+
+impl std::fmt::Debug for Header {
+    /// Without the owner.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Header");
+        shown.field("username", &self.username).field("appname", &self.appname).field("made_at", &self.made_at);
+        shown.finish_non_exhaustive()
+    }
 }
 
 /// A finished archive that lies in the folder.

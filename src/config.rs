@@ -21,7 +21,7 @@ use crate::instance::policy::TimeLimit;
 use crate::instance::spec::Egress;
 pub use public::Public;
 use value::Setting;
-pub use value::{Listen, PortRange};
+pub use value::{Listen, PortRange, SecretUrl};
 
 /// Everything that is wrong with the settings, one line each.
 #[derive(Debug, Error)]
@@ -102,10 +102,10 @@ settings! {
     /// The ship manifest: Postgres.
     manifest: ManifestSettings {
         /// A connection string; DATABASE_URL is read too. `haas up` runs its own Postgres.
-        database_url: String = "\"\"",
+        database_url: SecretUrl = "\"\"",
         /// The same database, as the role that owns the tables, for `haas migrate`; empty where
         /// database_url's role is the owner, which could then change events that are written. `haas up` sets it.
-        owner_url: String = "\"\"",
+        owner_url: SecretUrl = "\"\"",
         /// Connections that the API keeps; the reconciler has as many of its own.
         pool_size: usize = "8",
         /// How long a request waits for the database before it is answered 503.
@@ -241,7 +241,7 @@ settings! {
         archive_dir: PathBuf = "\"/var/lib/haas/archive\"",
         /// Who is told before something is archived or purged: an URL that notices are posted to;
         /// empty for nobody. `webhook.key` among the secrets signs them.
-        webhook_url: String = "\"\"",
+        webhook_url: SecretUrl = "\"\"",
         /// How long before.
         notice_before: Duration = "\"7d\"",
         /// Nothing is purged by the policy before its notice was delivered.

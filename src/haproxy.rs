@@ -24,6 +24,8 @@
 mod certs;
 mod check;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod lane;
 mod master;
 mod probe;

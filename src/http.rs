@@ -8,6 +8,8 @@
 mod auth;
 mod body;
 mod forward;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod health;
 mod hold;
 mod hosts;

@@ -1,5 +1,7 @@
 //! The domain, pure: what an instance is, what it should be, and how far it has come.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod hosts;
 pub mod name;
 pub mod plan;

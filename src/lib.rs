@@ -29,6 +29,7 @@
 //! | [`config`], [`cli`] | settings, and the commands |
 //! | [`credentials`] | the instance key, and what is derived from it: the admins' passwords, the salts of their sessions |
 //! | `whole_file` | a file that is written whole or not at all |
+//! | `fuzzing` | the doors of a fuzzer, to parsers of what comes from outside |
 //! | [`failpoint`] | where a test ends the process, to show that no moment is a bad one |
 
 #![forbid(unsafe_code)]
@@ -42,6 +43,8 @@ pub mod credentials;
 pub mod embedded;
 pub mod failpoint;
 pub mod firewall;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod haproxy;
 pub mod http;
 pub mod instance;

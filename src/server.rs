@@ -118,7 +118,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
     let handle = server.handle();
     let mut serving = tokio::spawn(server);
 
-    let database_url = config.manifest.database_url.clone();
+    let database_url = config.manifest.database_url.as_str().to_owned();
     let mut background = tokio::task::JoinSet::new();
     let worker = Worker::new(Arc::clone(&world), database_url, health, nudges.clone());
     background.spawn(async move { match worker.run().await {} });

@@ -18,6 +18,7 @@ use thiserror::Error;
 use url::Url;
 use uuid::Uuid;
 
+use crate::instance::name::Email;
 use crate::instance::storage::StorageFull;
 use crate::instance::{Instance, State};
 use crate::manifest::Notice;
@@ -70,7 +71,7 @@ pub struct MessageData {
     /// Which app it serves.
     pub appname: String,
     /// Where the owner gets mail.
-    pub emailaddress: String,
+    pub emailaddress: Email,
     /// What it does now.
     pub state: State,
     /// When it happens, at the earliest, unless the app is used, or restored, before; of one that was
@@ -93,7 +94,7 @@ impl Message {
                 id: instance.id,
                 username: instance.username.to_string(),
                 appname: instance.appname.to_string(),
-                emailaddress: instance.email.to_string(),
+                emailaddress: instance.email.clone(),
                 state: instance.state(),
                 due_at: notice.due_at,
                 storage_full: instance.storage_full.as_deref().copied().filter(|_| notice.kind == "storage-full"),

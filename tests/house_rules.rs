@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everything in `src/` but the entry points.
-const ROOMS: [&str; 19] = [
+const ROOMS: [&str; 20] = [
     "archive",
     "cli",
     "clients",
@@ -15,6 +15,7 @@ const ROOMS: [&str; 19] = [
     "embedded",
     "failpoint",
     "firewall",
+    "fuzzing",
     "haproxy",
     "http",
     "instance",

@@ -120,7 +120,7 @@ async fn our_own_ports_are_never_given_to_tenants() {
 async fn one_acts_and_every_process_hears_of_changes() {
     let cluster = Cluster::start(support::ports(), &[]).await;
     let manifest = cluster.manifest();
-    let url = cluster.config.manifest.database_url.clone();
+    let url = cluster.config.manifest.database_url.to_string();
     assert!(!manifest.has_leader().await.unwrap());
     let leader = Leader::try_acquire(&url).await.unwrap().unwrap();
     assert!(manifest.has_leader().await.unwrap());

@@ -173,6 +173,10 @@ async fn a_client_does_what_it_has_the_right_to_and_for_whom() {
     let answer = ask(&haas, Method::POST, "/provision", Some(KEY), Some(&theirs)).await;
     assert_eq!(problem(answer).await, (403, "forbidden".to_owned()));
     assert_eq!(haas.instance("mine", "notes").await["state"], "running");
+    // Whoever has shown a key is told of a secret beside it that is none.
+    let odd = json!({ "secret": ["x"], "username": mine, "appname": "notes", "emailaddress": "a@example.com" });
+    let answer = ask(&haas, Method::POST, "/provision", Some(KEY), Some(&odd)).await;
+    assert_eq!(problem(answer).await, (422, "invalid-fields".to_owned()));
 
     // That it tried is an event; so is what it did.
     let hosts = json!({ "hosts": ["www.example.org"] });

@@ -56,7 +56,7 @@ fn start(cluster: &Cluster, fake: &FakeWorld, nth: u64, frozen: Arc<Notify>) -> 
     });
     let fake = fake.with_faults(faults.clone());
     let world = World::new(cluster.manifest(), fake.clone(), fake, settings(cluster), faults);
-    let url = cluster.config.manifest.database_url.clone();
+    let url = cluster.config.manifest.database_url.to_string();
     let worker = Worker::new(world, url, Health::default(), Nudges::default());
     tokio::spawn(async move { match worker.run().await {} })
 }

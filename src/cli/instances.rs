@@ -110,7 +110,7 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
         ("container", view.container),
         ("port", view.port.map_or_else(|| "none".to_owned(), |port| port.to_string())),
         ("volume", if row.archive.is_none() { row.volume() } else { "none".to_owned() }),
-        ("email", view.emailaddress),
+        ("email", view.emailaddress.to_string()),
         ("created", view.created_at.to_rfc3339()),
         ("ready", view.ready_at.map_or_else(|| "not yet".to_owned(), |at| at.to_rfc3339())),
         ("restored", view.restored.to_string()),

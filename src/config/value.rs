@@ -1,6 +1,8 @@
 //! How a setting is written: in TOML, or as text in the environment.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,6 +76,44 @@ setting!(Egress, "\"none\" or \"internet\"", v => Self::deserialize(v.clone()).o
 setting!(PortRange, "a range such as \"5521-15520\", between 1 and 65535", v => v.as_str().and_then(PortRange::parse));
 setting!(Listen, "\"ADDRESS:PORT\" or \"unix:PATH\"", v => v.as_str().and_then(Listen::parse));
 
+/// Where something is, with what lets one in: a password, or a token. It is shown to nobody.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct SecretUrl(String);
+
+impl SecretUrl {
+    /// All of it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "\"\"" } else { "SecretUrl(..)" })
+    }
+}
+
+impl Deref for SecretUrl {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<OsStr> for SecretUrl {
+    fn as_ref(&self) -> &OsStr {
+        self.0.as_ref()
+    }
+}
+
+impl Setting for SecretUrl {
+    fn from_value(value: &Value) -> Result<Self, String> {
+        // What was given instead may be the secret all the same.
+        value.as_str().map(|text| Self(text.to_owned())).ok_or_else(|| "must be text".to_owned())
+    }
+}
+
 /// Loopback ports for tenants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortRange {
@@ -141,6 +181,15 @@ mod tests {
         for bad in ["", "1", "2-1", "0-5", "1-70000", "a-b"] {
             assert_eq!(PortRange::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn what_lets_one_in_is_not_shown() {
+        let url = SecretUrl::from_value(&Value::String("postgres://haas:hunter2@db/haas".to_owned())).unwrap();
+        assert_eq!((format!("{url:?}").as_str(), url.len()), ("SecretUrl(..)", 31));
+        assert_eq!(format!("{:?}", SecretUrl::default()), "\"\"", "that there is none can be seen");
+        let Err(why) = SecretUrl::from_value(&Value::Array(vec!["hunter2".into()])) else { panic!("a list") };
+        assert!(!why.contains("hunter2"), "{why}");
     }
 
     #[test]

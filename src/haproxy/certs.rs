@@ -29,6 +29,8 @@ use super::{COMPARE_EVERY, HaproxyError, Route, Routes, Settings, check, files};
 use crate::instance::name::Hostname;
 use crate::tls::{Bundle, Refusal, Store, StoreError, covers, needed};
 
+#[cfg(feature = "fuzzing")]
+pub(super) use worker::fuzzing;
 use worker::{Mark, Present, Running, mark};
 
 /// How much rarer the current worker's certificates are compared for each of them.

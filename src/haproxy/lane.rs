@@ -34,6 +34,8 @@ use super::{HaproxyError, RouteChange, Settings, files};
 use crate::failpoint::{Boundary, Faults};
 use crate::instance::name::Hostname;
 use crate::whole_file::Durability;
+#[cfg(feature = "fuzzing")]
+pub(super) use map::fuzzing;
 pub(super) use map::{Entries, count_differences, parse_map};
 use map::{Entry, InLine, bring_in_line};
 

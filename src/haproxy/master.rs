@@ -316,12 +316,12 @@ impl Master {
 }
 
 /// `proc.haas_generation: type=str value=<…>`
-fn generation(answer: &str) -> Option<String> {
+pub(super) fn generation(answer: &str) -> Option<String> {
     let (_, rest) = answer.split_once("haas_generation: type=str value=<")?;
     rest.split_once('>').map(|(word, _)| word.to_owned())
 }
 
-fn pool_mib(info: &str) -> Option<u64> {
+pub(super) fn pool_mib(info: &str) -> Option<u64> {
     info.lines().find_map(|line| line.strip_prefix("PoolAlloc_MB:"))?.trim().parse().ok()
 }
 

@@ -29,7 +29,8 @@ pub struct Worker {
 
 /// Reads the answer to `show proc`. The columns have changed between versions, so a line is known
 /// by its type, and the uptime by its form. An uptime is rounded down: the start is put a second
-/// earlier, since to think a worker younger than it is would be the dangerous mistake.
+/// earlier, since to think a worker younger than it is would be the dangerous mistake; one whose uptime
+/// can't be read is as old as can be.
 pub(super) fn parse(answer: &str, now: DateTime<Utc>) -> Option<Processes> {
     let mut master = None;
     let mut workers = Vec::new();
@@ -40,9 +41,9 @@ pub(super) fn parse(answer: &str, now: DateTime<Utc>) -> Option<Processes> {
             continue;
         }
         let words: Vec<&str> = line.split_whitespace().collect();
-        let (Some(pid), Some(kind)) = (words.first().and_then(|word| word.parse().ok()), words.get(1)) else {
-            continue;
-        };
+        // 0 and less are whole groups of processes to whoever signals them (kill(2)).
+        let pid = words.first().and_then(|word| word.parse().ok()).filter(|pid| *pid > 0);
+        let (Some(pid), Some(kind)) = (pid, words.get(1)) else { continue };
         match *kind {
             "master" => {
                 let number = |word: &&str| word.trim_end_matches(']').parse().ok();
@@ -52,8 +53,9 @@ pub(super) fn parse(answer: &str, now: DateTime<Utc>) -> Option<Processes> {
                 master = Some((pid, reloads.unwrap_or(0), failed.unwrap_or(0)));
             }
             "worker" => {
-                let uptime = words.iter().find_map(|word| uptime(word)).unwrap_or(TimeDelta::zero());
-                workers.push(Worker { pid, current, started: now - uptime - TimeDelta::seconds(1) });
+                let uptime = words.iter().find_map(|word| uptime(word));
+                let started = uptime.and_then(|uptime| now.checked_sub_signed(uptime + TimeDelta::seconds(1)));
+                workers.push(Worker { pid, current, started: started.unwrap_or(DateTime::UNIX_EPOCH) });
             }
             _ => {}
         }
@@ -63,8 +65,8 @@ pub(super) fn parse(answer: &str, now: DateTime<Utc>) -> Option<Processes> {
         && let Some(youngest) = (0..workers.len()).rev().max_by_key(|of| workers[*of].started)
     {
         workers[youngest].current = true;
-        workers[..=youngest].rotate_right(1);
     }
+    workers.sort_by_key(|worker| !worker.current);
     master.map(|(master, reloads, failed)| Processes { master, reloads, failed, workers })
 }
 
@@ -74,7 +76,7 @@ fn uptime(word: &str) -> Option<TimeDelta> {
     let mut seconds = 0;
     for (unit, length) in [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)] {
         let (number, after) = rest.split_once(unit)?;
-        seconds += number.parse::<i64>().ok()?.checked_mul(length)?;
+        seconds += i64::from(number.parse::<u32>().ok()?) * length;
         rest = after;
     }
     TimeDelta::try_seconds(seconds).filter(|_| rest.is_empty())
@@ -149,6 +151,25 @@ mod tests {
         let workers: Vec<_> = read.workers.iter().map(|worker| (worker.pid, worker.current)).collect();
         assert_eq!(workers, [(8, true), (5, false), (6, false)]);
         assert_eq!(parse("Permission denied", now), None);
+    }
+
+    #[test]
+    fn what_no_haproxy_says_harms_nobody() {
+        let now = Utc::now();
+        assert_eq!(parse("-1 master 0 [failed: 0] 0d00h00m01s 2.6\n", now), None, "kill(-1) would reach everybody");
+        assert_eq!(parse("0 master 0 [failed: 0] 0d00h00m01s 2.6\n", now), None);
+        let started = |uptime: &str| {
+            let answer = format!("7 master 0 [failed: 0] 0d00h00m01s 2.6\n# workers\n8 worker 0 {uptime} 2.6\n");
+            parse(&answer, now).unwrap().workers[0].started
+        };
+        for uptime in ["-9d00h00m00s", "99999999999d00h00m00s", "4000000000d00h00m00s", "now", "0d00h00m00s1"] {
+            assert_eq!(started(uptime), DateTime::UNIX_EPOCH, "{uptime}");
+        }
+        let answer = "7 master 0 [failed: 0] 0d00h00m01s 2.6\n# old workers\n8 worker 1 0d00h00m09s 2.6\n\
+            # workers\n9 worker 0 0d00h00m01s 2.6\n";
+        let read = parse(answer, now).unwrap();
+        let workers: Vec<_> = read.workers.iter().map(|worker| (worker.pid, worker.current)).collect();
+        assert_eq!(workers, [(9, true), (8, false)]);
     }
 
     #[tokio::test]

@@ -82,7 +82,7 @@ async fn ask(master: &Master) -> Result<Option<Usage>, HaproxyError> {
 
 /// Adds the lines of one worker, such as
 /// `0x7f3c: key=notes.alice.example:5521 use=0 exp=59123 shard=0 conn_cur=0 gpc0=7 gpc0_rate(10000)=2`.
-fn add(usage: &mut Usage, answer: &str) {
+pub(super) fn add(usage: &mut Usage, answer: &str) {
     for line in answer.lines() {
         let Some((port, of)) = entry(line) else { continue };
         usage

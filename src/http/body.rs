@@ -46,7 +46,12 @@ impl Fields {
         let (mut values, repeated) = parse(&bytes)?.into_values();
         let secret = values.remove("secret");
         let caller = Caller::admit(request, api, right, &bytes, secret.as_ref().and_then(Value::as_str)).await?;
-        Ok((caller, Self::new(values, repeated, kind == JSON)?))
+        let mut fields = Self::new(values, repeated, kind == JSON)?;
+        if secret.is_some_and(|secret| !secret.is_string() && !secret.is_null()) {
+            // Who asks has shown it otherwise; it is no secret all the same.
+            fields.wrong("secret", "must be text");
+        }
+        Ok((caller, fields))
     }
 
     /// The same of a body that is JSON, and holds no secret.
@@ -65,11 +70,15 @@ impl Fields {
         Ok((caller, Self::new(values, repeated, true)?))
     }
 
-    fn new(values: BTreeMap<String, Value>, repeated: Option<String>, json: bool) -> Result<Self, Problem> {
+    pub(super) fn new(values: BTreeMap<String, Value>, repeated: Option<String>, json: bool) -> Result<Self, Problem> {
         match repeated {
             Some(name) => Err(Problem::MalformedBody(format!("the field {:?} is there twice", shorten(&name)))),
             None => Ok(Self { values, errors: Vec::new(), json }),
         }
+    }
+
+    fn wrong(&mut self, field: &str, detail: &str) {
+        self.errors.push(FieldError { field: field.to_owned(), detail: detail.to_owned() });
     }
 
     /// Takes a field out and parses it; what is wrong with it is kept for [`Fields::finish`].
@@ -91,7 +100,7 @@ impl Fields {
             Some(_) => None,
         };
         if flag.is_none() {
-            self.errors.push(FieldError { field: name.to_owned(), detail: "must be true or false".to_owned() });
+            self.wrong(name, "must be true or false");
         }
         flag
     }
@@ -159,11 +168,11 @@ async fn collect(mut body: web::Payload) -> Result<Vec<u8>, Problem> {
 }
 
 /// Fields in the order of the body, repeated ones included.
-struct Pairs(Vec<(String, Value)>);
+pub(super) struct Pairs(pub(super) Vec<(String, Value)>);
 
 impl Pairs {
     /// The fields by their names, and one that was there twice.
-    fn into_values(self) -> (BTreeMap<String, Value>, Option<String>) {
+    pub(super) fn into_values(self) -> (BTreeMap<String, Value>, Option<String>) {
         let (mut values, mut repeated) = (BTreeMap::new(), None);
         for (name, value) in self.0 {
             if values.insert(name.clone(), value).is_some() {
@@ -194,14 +203,14 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-fn from_json(bytes: &[u8]) -> Result<Pairs, Problem> {
+pub(super) fn from_json(bytes: &[u8]) -> Result<Pairs, Problem> {
     serde_json::from_slice(bytes).map_err(|error| {
         // serde's own words may repeat the input, a secret in it too.
         Problem::MalformedBody(format!("not a JSON object: line {}, column {}", error.line(), error.column()))
     })
 }
 
-fn from_form(bytes: &[u8]) -> Result<Pairs, Problem> {
+pub(super) fn from_form(bytes: &[u8]) -> Result<Pairs, Problem> {
     let text = std::str::from_utf8(bytes).map_err(|_| Problem::MalformedBody("not UTF-8".to_owned()))?;
     let pairs = url::form_urlencoded::parse(text.as_bytes());
     Ok(Pairs(pairs.map(|(name, value)| (name.into_owned(), Value::String(value.into_owned()))).collect()))

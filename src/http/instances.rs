@@ -9,6 +9,7 @@ use super::auth::Caller;
 use super::problem::{FieldError, Problem, ProblemDocument};
 use super::view::InstanceView;
 use crate::clients::Right;
+use crate::instance::State;
 use crate::instance::name::{AppName, Username};
 use crate::manifest::Filter;
 
@@ -31,10 +32,10 @@ pub(super) struct Listing {
     get, path = "/instances",
     security(("secret" = [])),
     params(
-        ("username" = Option<String>, Query, description = "One user's only"),
-        ("state" = Option<String>, Query, description = "Those in one state only: pending, running, failed, paused, asleep, archived, deleting, deleted"),
-        ("limit" = Option<u32>, Query, description = "Instances on a page: 1 to 1000, by default 100"),
-        ("after" = Option<String>, Query, description = "Begin after this one, `username/appname`"),
+        ("username" = Option<String>, Query, max_length = 63, pattern = "^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$", description = "One user's only"),
+        ("state" = Option<State>, Query, description = "Those in one state only"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Instances on a page: 1 to 1000, by default 100"),
+        ("after" = Option<String>, Query, max_length = 127, pattern = "^[A-Za-z0-9]+(-[A-Za-z0-9]+)*/[A-Za-z0-9]+(-[A-Za-z0-9]+)*$", description = "Begin after this one, `username/appname`"),
     ),
     responses(
         (status = 200, description = "One page", body = Listing),

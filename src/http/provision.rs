@@ -24,13 +24,13 @@ pub(super) struct ProvisionRequest {
     /// `Authorization: Bearer`.
     secret: Option<String>,
     /// Whose the app is: a DNS label.
-    #[schema(example = "alice", max_length = 63)]
+    #[schema(example = "alice", max_length = 63, pattern = "^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$")]
     username: String,
     /// Where the owner gets mail.
-    #[schema(example = "alice@example.com", max_length = 254)]
+    #[schema(example = "alice@example.com", max_length = 254, pattern = r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
     emailaddress: String,
     /// The app: a DNS label.
-    #[schema(example = "notes", max_length = 63)]
+    #[schema(example = "notes", max_length = 63, pattern = "^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$")]
     appname: String,
 }
 
@@ -42,10 +42,10 @@ pub(super) struct DeprovisionRequest {
     /// `Authorization: Bearer`.
     secret: Option<String>,
     /// Whose the app is.
-    #[schema(example = "alice")]
+    #[schema(example = "alice", max_length = 63, pattern = "^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$")]
     username: String,
     /// The app.
-    #[schema(example = "notes")]
+    #[schema(example = "notes", max_length = 63, pattern = "^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$")]
     appname: String,
     /// Whether its data goes at once, and for good.
     #[schema(default = false)]
@@ -60,10 +60,10 @@ pub(super) struct RestoreRequest {
     /// `Authorization: Bearer`.
     secret: Option<String>,
     /// Whose the app is.
-    #[schema(example = "alice")]
+    #[schema(example = "alice", max_length = 63, pattern = "^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$")]
     username: String,
     /// The app.
-    #[schema(example = "notes")]
+    #[schema(example = "notes", max_length = 63, pattern = "^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$")]
     appname: String,
 }
 

@@ -4,6 +4,8 @@
 //! What has to be signed is what a request could be misused by: method, target, host and body, the
 //! moment it was made at, and a nonce that makes it one of its kind. What else is signed is looked at, too.
 
+use std::fmt;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -44,7 +46,7 @@ fn malformed(text: impl Into<String>) -> SignatureError {
 }
 
 /// A request, as far as it can be signed.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Message<'a> {
     /// `POST`.
     pub method: &'a str,
@@ -58,6 +60,16 @@ pub struct Message<'a> {
     pub fields: Vec<(&'a str, &'a [u8])>,
     /// The body, whole.
     pub body: &'a [u8],
+}
+
+impl fmt::Debug for Message<'_> {
+    /// Without what fields and body hold: there may be a secret in them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fields: Vec<&str> = self.fields.iter().map(|(name, _)| *name).collect();
+        let mut shown = f.debug_struct("Message");
+        shown.field("method", &self.method).field("host", &self.host).field("target", &self.target);
+        shown.field("fields", &fields).finish_non_exhaustive()
+    }
 }
 
 impl Message<'_> {
@@ -114,7 +126,7 @@ pub struct Signature {
     /// When it was made, in seconds since 1970.
     pub created: i64,
     expires: Option<i64>,
-    covered: Vec<String>,
+    pub(super) covered: Vec<String>,
     /// The value of `@signature-params`.
     params: String,
     bytes: Vec<u8>,
@@ -236,7 +248,7 @@ impl Signature {
     }
 
     /// What is signed (RFC 9421, section 2.5).
-    fn base(&self, message: &Message<'_>) -> Result<String, SignatureError> {
+    pub(super) fn base(&self, message: &Message<'_>) -> Result<String, SignatureError> {
         let mut base = String::new();
         for name in &self.covered {
             let value = message.component(name)?;

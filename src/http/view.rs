@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::config::Public;
+use crate::instance::name::Email;
 use crate::instance::policy::Overrides;
 use crate::instance::storage::StorageFull;
 use crate::instance::{Instance, Phase, State};
@@ -22,8 +23,8 @@ pub struct InstanceView {
     #[schema(example = "notes")]
     pub appname: String,
     /// Where the owner gets mail.
-    #[schema(example = "alice@example.com")]
-    pub emailaddress: String,
+    #[schema(example = "alice@example.com", value_type = String)]
+    pub emailaddress: Email,
     /// The Hoodie endpoint, for the app's configuration.
     #[schema(example = "http://notes.alice.haas.localhost:8080/hoodie/")]
     pub endpoint: String,
@@ -83,7 +84,7 @@ impl InstanceView {
             id: instance.id,
             username: instance.username.to_string(),
             appname: instance.appname.to_string(),
-            emailaddress: instance.email.to_string(),
+            emailaddress: instance.email.clone(),
             endpoint: format!("{}/hoodie/", public.origin(&instance.host)),
             host: instance.host.to_string(),
             extra_hosts: instance.extra_hosts.iter().map(ToString::to_string).collect(),

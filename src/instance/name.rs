@@ -32,6 +32,9 @@ pub const RESERVED: &[&str] = &[
     "webmaster",
     "wpad",
     "www",
+    // With the flat host pattern an app of this name gets `xn--<user>`, which programs show as whatever
+    // the user's name stands for in Punycode (RFC 5890, section 2.3.2.1).
+    "xn",
 ];
 
 /// Why a name was refused. The texts go to clients, so they never repeat the input.
@@ -97,7 +100,7 @@ fn label(input: &str) -> Result<String, NameError> {
 macro_rules! checked_string {
     ($(#[$doc:meta])* $name:ident, $parse:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         // Shared: an app's names are in routes, maps and rows at a time, ten thousand times over.
         pub struct $name(Arc<str>);
@@ -144,6 +147,24 @@ macro_rules! checked_string {
             }
         }
     };
+}
+
+macro_rules! shown {
+    ($($name:ident)*) => {
+        $(impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($name)).field(&self.0).finish()
+            }
+        })*
+    };
+}
+shown!(Username AppName Hostname ContainerName);
+
+/// Who the owner is belongs in no log, nor in what a panic says.
+impl fmt::Debug for Email {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Email(..)")
+    }
 }
 
 checked_string!(
@@ -289,6 +310,7 @@ mod tests {
             ("a b", NameError::NotALabel),
             ("a_b", NameError::NotALabel),
             ("WWW", NameError::Reserved),
+            ("xn", NameError::Reserved),
         ] {
             assert_eq!(Username::parse(input), Err(error), "{input:?}");
         }
@@ -339,6 +361,13 @@ mod tests {
         assert_eq!(HostPattern::Flat.host(&long, &app, &domain), Err(NameError::TooLong { max: 63 }));
         let domain = Hostname::parse(&format!("{0}.{0}.{0}", "d".repeat(62))).unwrap();
         assert_eq!(HostPattern::Nested.host(&long, &app, &domain), Err(NameError::TooLong { max: 253 }));
+    }
+
+    #[test]
+    fn who_the_owner_is_does_not_show() {
+        let email = Email::parse("alice@example.com").unwrap();
+        assert_eq!((format!("{email:?}").as_str(), email.to_string().as_str()), ("Email(..)", "alice@example.com"));
+        assert_eq!(format!("{:?}", Username::parse("alice").unwrap()), "Username(\"alice\")");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::instance::policy::Overrides;
 use crate::instance::spec::Spec;
 
 /// A row of `instances`, as it stands in the table.
-#[derive(Debug, Queryable, Selectable)]
+#[derive(Queryable, Selectable)]
 #[diesel(table_name = instances, check_for_backend(diesel::pg::Pg))]
 pub(super) struct InstanceRow {
     pub id: Uuid,

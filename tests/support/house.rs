@@ -53,7 +53,7 @@ impl House {
         let settings = reconcile::Settings::from_config(&cluster.config);
         let world = World::new(cluster.manifest(), tenants, haproxy(), settings, Faults::default());
         let (health, nudges) = (Health::default(), Nudges::default());
-        let url = cluster.config.manifest.database_url.clone();
+        let url = cluster.config.manifest.database_url.to_string();
         let worker = Worker::new(world, url, health.clone(), nudges.clone());
         let house = Self {
             manifest: cluster.manifest(),

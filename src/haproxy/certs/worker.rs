@@ -57,19 +57,19 @@ impl Running<'_> {
     pub async fn look(&self) -> Result<Present, HaproxyError> {
         let stored = self.tell(&["show ssl cert".to_owned()]).await?;
         let listed = self.tell(&[format!("show ssl crt-list {}/", self.folder)]).await?;
-        let mut present = Present { listed: self.files(&listed), ..Present::default() };
+        let mut present = Present { listed: files(&self.folder, &listed), ..Present::default() };
         for line in stored.lines() {
-            if let Some(left) = line.strip_prefix('*') {
+            if let Some(left) = line.strip_prefix('*').filter(|path| is_word(path)) {
                 self.tell(&[format!("abort ssl cert {left}")]).await?;
             }
         }
         let mut questions: Vec<String> = Vec::new();
         let mut length = 0;
-        for file in self.files(&stored) {
+        for file in files(&self.folder, &stored) {
             let question = format!("show ssl cert {}", self.path(&file));
             present.stored.insert(file, None);
             if length + question.len() > QUESTIONS_MAX {
-                self.details(&mut present, &self.tell(&questions).await?);
+                details(&self.folder, &mut present, &self.tell(&questions).await?);
                 questions.clear();
                 length = 0;
             }
@@ -78,35 +78,9 @@ impl Running<'_> {
             questions.push(question);
         }
         if !questions.is_empty() {
-            self.details(&mut present, &self.tell(&questions).await?);
+            details(&self.folder, &mut present, &self.tell(&questions).await?);
         }
         Ok(present)
-    }
-
-    /// The files of ours in a list of paths, one a line.
-    fn files(&self, answer: &str) -> BTreeSet<String> {
-        let file = |line: &str| Some(line.trim().strip_prefix(&self.folder)?.strip_prefix('/')?.to_owned());
-        answer.lines().filter_map(file).filter(|file| !file.is_empty()).collect()
-    }
-
-    /// Reads the answers to `show ssl cert FILE`.
-    fn details(&self, present: &mut Present, answer: &str) {
-        for block in answer.split("Filename: ").skip(1) {
-            let mut lines = block.lines();
-            let Some(file) = lines.next().and_then(|path| path.trim().strip_prefix(&self.folder)?.strip_prefix('/'))
-            else {
-                continue;
-            };
-            let (mut fingerprint, mut chain) = (None, 0);
-            for line in lines {
-                if let Some(word) = line.strip_prefix("SHA1 FingerPrint: ") {
-                    fingerprint = Some(word.trim().to_owned());
-                } else if line.starts_with("Chain Subject: ") {
-                    chain += 1;
-                }
-            }
-            present.stored.insert(file.to_owned(), fingerprint.map(|fingerprint| (fingerprint, chain)));
-        }
     }
 
     /// The inner error says why not.
@@ -142,7 +116,7 @@ impl Running<'_> {
         }
         commands.push(format!("show ssl cert {path}"));
         let answer = self.tell(&commands).await?;
-        self.details(present, &answer);
+        details(&self.folder, present, &answer);
         if answer.contains("Status: Used") {
             present.listed.insert(file.to_owned());
         }
@@ -170,21 +144,68 @@ impl Running<'_> {
     }
 }
 
+/// The files of a folder in a list of paths, one a line.
+fn files(folder: &str, answer: &str) -> BTreeSet<String> {
+    answer.lines().filter_map(|line| file(folder, line)).collect()
+}
+
+/// A path's file, if it is in the folder and may stand in a command.
+fn file(folder: &str, path: &str) -> Option<String> {
+    let file = path.trim().strip_prefix(folder)?.strip_prefix('/')?;
+    is_word(file).then(|| file.to_owned())
+}
+
+/// Whether it is one word to HAProxy, and no command of its own.
+fn is_word(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !b";\\<".contains(&byte);
+    !text.is_empty() && text.bytes().all(plain)
+}
+
+/// Reads the answers to `show ssl cert FILE`.
+fn details(folder: &str, present: &mut Present, answer: &str) {
+    for block in answer.split("Filename: ").skip(1) {
+        let mut lines = block.lines();
+        let Some(file) = lines.next().and_then(|path| file(folder, path)) else { continue };
+        let (mut fingerprint, mut chain) = (None, 0);
+        for line in lines {
+            if let Some(word) = line.strip_prefix("SHA1 FingerPrint: ") {
+                fingerprint = Some(word.trim().to_owned());
+            } else if line.starts_with("Chain Subject: ") {
+                chain += 1;
+            }
+        }
+        present.stored.insert(file, fingerprint.map(|fingerprint| (fingerprint, chain)));
+    }
+}
+
+/// The door of a fuzzer.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use super::{BTreeMap, BTreeSet, Mark, Present, details, files};
+
+    /// The files of the folder in an answer that lists them, and in one that shows them.
+    pub fn read(folder: &str, answer: &str) -> (BTreeSet<String>, BTreeMap<String, Option<Mark>>) {
+        let mut present = Present::default();
+        details(folder, &mut present, answer);
+        (files(folder, answer), present.stored)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_a_worker_has_is_read_as_haproxy_shows_it() {
-        let master = Master::new("/nowhere".into(), true);
-        let worker = Running { master: &master, pid: 1, folder: "/x/live".to_owned() };
+        let folder = "/x/live";
         let listing = "# transaction\n*/x/live/b.pem\n# filename\n/x/live/a.pem\n/x/live/b.pem\n/etc/other.pem\n\n";
-        assert_eq!(worker.files(listing), BTreeSet::from(["a.pem".to_owned(), "b.pem".to_owned()]));
-        assert!(worker.files("# /x/live\n").is_empty());
+        assert_eq!(files(folder, listing), BTreeSet::from(["a.pem".to_owned(), "b.pem".to_owned()]));
+        assert!(files(folder, "# /x/live\n").is_empty());
+        assert!(files(folder, "/x/live/a.pem;del ssl cert b.pem\n/x/live/a b\n/x/live/\n").is_empty());
         let mut present = Present::default();
         let answer = "Filename: /x/live/a.pem\nStatus: Used\nSHA1 FingerPrint: AB\nChain Subject: /CN=c\n\n\
             Filename: /x/live/b.pem\nStatus: Empty\n\nFilename: /etc/other.pem\nSHA1 FingerPrint: CD\n\n";
-        worker.details(&mut present, answer);
+        details(folder, &mut present, answer);
         let expected = [("a.pem".to_owned(), Some(("AB".to_owned(), 1))), ("b.pem".to_owned(), None)];
         assert_eq!(present.stored, BTreeMap::from(expected));
         assert!(!present.serves("a.pem", &("AB".to_owned(), 1)), "no connection is given it");

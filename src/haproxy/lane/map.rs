@@ -147,13 +147,13 @@ fn differences<'a>(
 
 /// What would make the one out of the other.
 #[derive(Debug, PartialEq, Eq)]
-enum Repair {
+pub(in crate::haproxy) enum Repair {
     /// They are equal.
     Nothing,
     /// These commands.
     Singly(Vec<String>),
-    /// All of it anew: so much differs, or a host is there twice (of which `del map` takes all on
-    /// 2.6 and one on 3.4).
+    /// All of it anew: so much differs, a host is there twice (of which `del map` takes all on 2.6 and
+    /// one on 3.4), or something is there that is no host: it has no place in a command.
     Whole,
 }
 
@@ -164,8 +164,13 @@ fn repair(present: &[(&str, &str)], wanted: &Entries) -> Repair {
             return Repair::Whole;
         }
     }
-    let steps: Vec<String> =
-        differences(&seen, wanted).filter_map(|(host, before, after)| command(host, before, after)).collect();
+    let mut steps = Vec::new();
+    for (host, before, after) in differences(&seen, wanted) {
+        if Hostname::parse(host).is_err() {
+            return Repair::Whole;
+        }
+        steps.extend(command(host, before, after));
+    }
     match steps.len() {
         0 => Repair::Nothing,
         1..=REPAIRED_SINGLY => Repair::Singly(steps),
@@ -199,6 +204,21 @@ async fn replace_map(master: &Master, pid: i32, entries: &Entries) -> Result<(),
     Ok(())
 }
 
+/// The doors of a fuzzer.
+#[cfg(feature = "fuzzing")]
+pub(in crate::haproxy) mod fuzzing {
+    pub(in crate::haproxy) use super::Repair;
+    use super::{Entries, Entry, Hostname};
+
+    pub(in crate::haproxy) fn repair(answer: &str, wanted: &Entries) -> Repair {
+        super::repair(&super::parse_map(answer), wanted)
+    }
+
+    pub(in crate::haproxy) fn is_told_by(host: &Hostname, after: Option<&str>, answer: &str) -> bool {
+        Entry { host, before: None, after }.is_told_by(answer)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +249,11 @@ mod tests {
         );
         let twice = [("c.example", "c:3"), ("a.example", "a:1"), ("b.example", "b:2"), ("b.example", "b:2")];
         assert_eq!(repair(&twice, &wanted), Repair::Whole);
+        // Each of these would be another command.
+        for evil in ["x;shutdown sessions server a/b", "x y", "", "x\\", "*"] {
+            let evil = [("c.example", "c:3"), ("a.example", "a:1"), ("b.example", "b:2"), (evil, "x:1")];
+            assert_eq!(repair(&evil, &wanted), Repair::Whole);
+        }
     }
 
     #[test]
