@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
-#[allow(dead_code, reason = "it is shared with another test")]
 #[path = "support/webhook.rs"]
 mod webhook;
 
@@ -15,7 +14,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use haas::config::Config;
-use haas::containers::{DockerSettings, InstanceKey};
+use haas::containers::DockerSettings;
+use haas::credentials::InstanceKey;
 use haas::http::signature::content_digest;
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::{Method, RequestBuilder};
