@@ -186,9 +186,10 @@ impl Victim {
         ensure!(!id.is_empty(), "no account in {session}");
         let session = session["data"]["id"].as_str().unwrap_or_default().to_owned();
         let victim = Self { database: hoodie.url(&format!("/hoodie/store/api/user%2F{id}")), hoodie, client, session };
-        // As Hoodie's own client begins.
-        let (status, text) = victim.put(&victim.database, &json!({})).await?;
-        ensure!(status == StatusCode::CREATED, "database: {status}: {text}");
+        // As Hoodie's own client begins. Whose the database is, is known a moment after the sign-up.
+        let made =
+            async || (victim.put(&victim.database, &json!({})).await.ok()?.0 == StatusCode::CREATED).then_some(());
+        eventually("its database is there", LIMIT, made).await;
         Ok(victim)
     }
 
