@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use common::engine::{Engine, Listed};
 use common::{Figures, Verdict, full, heading, ports, until};
-use haas::containers::{InstanceKey, make_secret};
+use haas::credentials::{InstanceKey, make_secret};
 use haas::server;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -4,6 +4,7 @@
 
 require('./resolutions')
 require('./complete-requests')
+require('./admin-sessions')
 const databases = require('./databases')
 const hoodie = require('hoodie/cli')
 

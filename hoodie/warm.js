@@ -15,7 +15,7 @@ const DATA = '../tmp/warm'
 
 const hoodie = spawn(process.execPath, [
   'start.js', '--address', '127.0.0.1', '--port', PORT, '--data', DATA, '--dbAdapter', 'pouchdb-adapter-leveldb'
-], { stdio: 'inherit', env: { ...process.env, hoodie_adminPassword: 'warm', RECORD_RESOLUTIONS: '1' } })
+], { stdio: 'inherit', env: { ...process.env, hoodie_adminPassword: 'warm', HAAS_ADMIN_SESSION_SALT: '0'.repeat(32), RECORD_RESOLUTIONS: '1' } })
 
 hoodie.on('exit', (code, signal) => {
   if (code !== 0) throw new Error(`Hoodie ended with ${signal || code}`)

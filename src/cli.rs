@@ -6,10 +6,12 @@ macro_rules! say {
     ($($argument:tt)*) => { $crate::cli::output::line(format_args!($($argument)*)) };
 }
 
+mod client;
 mod config;
 mod doctor;
 mod down;
 mod events;
+mod firewall;
 mod gc;
 mod host;
 mod instances;
@@ -24,6 +26,7 @@ mod roll;
 mod routes;
 mod serve;
 mod settings;
+mod sign_on;
 mod table;
 mod transfer;
 mod up;
@@ -92,12 +95,19 @@ enum Command {
     Import(transfer::Import),
     /// Bring a new image, or new limits, to the instances that are there
     Roll(roll::Arguments),
+    /// Print a link that signs an app's owner on to its admin dashboard, once, within a minute
+    Sso(sign_on::Sso),
+    /// Give an app's admin another password; ends every session of it, and loses no data
+    Rotate(sign_on::Rotate),
     /// List instances
     List(instances::List),
     /// Show one instance: its state, its latest events, its last log lines if it failed
     Show(instances::Show),
     /// Show who changed what, and when
     Events(events::Arguments),
+    /// Show, make and remove the clients that may use the control API
+    #[command(subcommand)]
+    Client(client::Client),
     /// Give an instance a custom domain, or take it away
     #[command(subcommand)]
     Host(host::Host),
@@ -111,6 +121,8 @@ enum Command {
     Reconcile(reconcile::Arguments),
     /// Bring the database up to this version, as its owner; `haas up` does this by itself
     Migrate(migrate::Arguments),
+    /// Put the walls around tenants in, as root; look at them, or take them away
+    Firewall(firewall::Arguments),
     /// Look at every part, and say what is wrong and what to do
     Doctor(doctor::Arguments),
 }
@@ -174,15 +186,19 @@ impl Cli {
             Command::Export(arguments) => transfer::export(&global, &arguments).await,
             Command::Import(arguments) => transfer::import(&global, &arguments).await,
             Command::Roll(arguments) => roll::run(&global, &arguments).await,
+            Command::Sso(arguments) => sign_on::sso(&global, &arguments).await,
+            Command::Rotate(arguments) => sign_on::rotate(&global, &arguments).await,
             Command::List(arguments) => instances::list(&global, &arguments).await,
             Command::Show(arguments) => instances::show(&global, &arguments).await,
             Command::Events(arguments) => events::run(&global, &arguments).await,
+            Command::Client(command) => client::run(&global, &command).await,
             Command::Host(arguments) => host::run(&global, &arguments).await,
             Command::Rehost(arguments) => rehost::run(&global, &arguments).await,
             Command::Routes(arguments) => routes::run(&global, &arguments).await,
             Command::Config(arguments) => config::run(&global, &arguments).await,
             Command::Reconcile(arguments) => reconcile::run(&global, &arguments).await,
             Command::Migrate(arguments) => migrate::run(&global, &arguments).await,
+            Command::Firewall(arguments) => firewall::run(&global, &arguments).await,
             Command::Doctor(arguments) => doctor::run(&global, &arguments).await,
         }
     }

@@ -25,7 +25,7 @@ use thiserror::Error;
 
 pub use policy::{Policy, Right, UsernamePattern, Usernames};
 
-/// What a key's id may be long.
+/// How long a key's id may be.
 const ID_MAX: usize = 64;
 /// A key that is shorter can be guessed.
 pub const KEY_MIN: usize = 16;
@@ -178,7 +178,7 @@ fn read(dir: &Path) -> Result<Known, ClientsError> {
             known.mistakes.push(format!("{}: shorter than {KEY_MIN} characters: it can be guessed", path.display()));
         }
         let client = name.split('.').next().unwrap_or(name);
-        match Policy::read(&dir.join(format!("{client}.toml"))) {
+        match Policy::read(&dir.join(policy_file(client))) {
             Ok(policy) => known.keys.push(Key {
                 id: name.to_owned(),
                 client: Arc::new(Client { id: client.to_owned(), policy }),
@@ -194,6 +194,34 @@ fn read(dir: &Path) -> Result<Known, ClientsError> {
         return Err(ClientsError::None(dir.to_owned()));
     }
     Ok(known)
+}
+
+/// The file with a client's first key, or with one that has a name beside it.
+#[must_use]
+pub fn key_file(client: &str, key: Option<&str>) -> String {
+    match key {
+        Some(key) => format!("{client}.{key}.secret"),
+        None => format!("{client}.secret"),
+    }
+}
+
+/// The file with what a client may do.
+#[must_use]
+pub fn policy_file(client: &str) -> String {
+    format!("{client}.toml")
+}
+
+/// Whether this can be a client's id, or the name of one of its keys.
+///
+/// # Errors
+/// What is wrong with it, in a few words.
+pub fn check_id(text: &str) -> Result<(), &'static str> {
+    // A dot is what stands between the two.
+    if is_id(text) && !text.contains('.') && text.len() <= ID_MAX / 2 {
+        Ok(())
+    } else {
+        Err("must have letters, digits, - and _ alone, and at most 32 of them")
+    }
 }
 
 fn is_id(text: &str) -> bool {

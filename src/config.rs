@@ -18,6 +18,7 @@ use toml::{Table, Value};
 
 use crate::instance::name::{HostPattern, Hostname};
 use crate::instance::policy::TimeLimit;
+use crate::instance::spec::Egress;
 pub use public::Public;
 use value::Setting;
 pub use value::{Listen, PortRange, SecretUrl};
@@ -125,6 +126,16 @@ settings! {
         pids: u32 = "64",
         /// Size of a tenant's log file in MiB; one older file is kept beside it.
         log_mib: u32 = "1",
+        /// Where tenants' own connections may go: "none" for nowhere, "internet" for public addresses;
+        /// never to this machine, private networks or each other. `haas firewall` enforces it.
+        egress: Egress = "\"none\"",
+        /// Disk in MiB that one tenant's data may take; past it the tenant is stopped, its owner told
+        /// and its data kept. 0 for no bound; `haas policy` sets another one for one app.
+        disk_mib: u32 = "1024",
+        /// How often that is looked at; sooner while the disk fills.
+        disk_period: Duration = "\"30s\"",
+        /// Apps that one user may have; deleted ones don't count. 0 for no bound.
+        apps_per_user: u32 = "20",
         /// How long a Hoodie may take to answer for the first time.
         ready_timeout: Duration = "\"30s\"",
         /// How long a drained Hoodie may take to exit before it is killed.
@@ -435,6 +446,17 @@ mod tests {
             assert!(mistakes.iter().any(|m| m.starts_with(start)), "{start} not in {mistakes:#?}");
         }
         assert_eq!(mistakes.len(), 8, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn tenants_reach_nothing_unless_it_is_said() {
+        assert_eq!(load("", &[]).unwrap().tenant.egress, Egress::None);
+        let internet = [("HAAS_TENANT_EGRESS", "internet")];
+        assert_eq!(load("[tenant]\negress = \"none\"", &internet).unwrap().tenant.egress, Egress::Internet);
+        for bad in ["\"all\"", "\"None\"", "true", "[]"] {
+            let ConfigError(mistakes) = load(&format!("[tenant]\negress = {bad}"), &[]).unwrap_err();
+            assert!(mistakes[0].starts_with("tenant.egress: must be \"none\" or \"internet\""), "{mistakes:?}");
+        }
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! [`Containers`] is what the reconciler knows of them; [`Docker`] is the real engine, and
 //! the fake world has the same rules without the machine.
 
+mod disk;
 mod docker;
 #[cfg(feature = "failpoints")]
 pub mod fake;
-mod password;
+mod held;
 mod spec;
 
 use std::future::Future;
@@ -21,8 +22,9 @@ use uuid::Uuid;
 use crate::instance::Instance;
 use crate::instance::plan::{Container, Seen};
 
-pub use docker::{Docker, DockerSettings};
-pub use password::{InstanceKey, KeyError, make_secret};
+pub use disk::Disk;
+pub use docker::{Docker, DockerSettings, bridge};
+pub use spec::bridge_name;
 
 /// The label with the installation's id. What doesn't carry ours is never touched.
 pub const LABEL_INSTALLATION: &str = "haas.installation";
@@ -92,6 +94,15 @@ pub struct OwnedVolume {
     pub path: PathBuf,
 }
 
+/// A volume, and how much it may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeBound {
+    /// Docker's name.
+    pub name: String,
+    /// In bytes: past twice as much it does not matter how much more it is.
+    pub limit: u64,
+}
+
 /// A tar of a volume's files (Docker Engine API, `GET /containers/{id}/archive`).
 pub type Data = BoxStream<'static, Result<Bytes, ContainersError>>;
 
@@ -147,6 +158,15 @@ pub trait Containers: Send + Sync + 'static {
 
     /// Removes a volume that nobody uses; one that is gone, or in use, is left as it is.
     fn remove_volume(&self, name: &str) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// How much of the disk each of these volumes takes, in bytes; none of one that is not there.
+    fn disk_taken(
+        &self,
+        volumes: Vec<VolumeBound>,
+    ) -> impl Future<Output = Result<Vec<Option<u64>>, ContainersError>> + Send;
+
+    /// The file system that volumes are on; none where it is not this machine's, or can't be seen.
+    fn disk(&self) -> impl Future<Output = Option<Disk>> + Send;
 
     /// Networks of this installation that it does not use.
     fn stray_networks(&self) -> impl Future<Output = Result<Vec<String>, ContainersError>> + Send;

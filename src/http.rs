@@ -1,8 +1,8 @@
 //! /provision and the rest of the control API: requests in, intent into the manifest, answers
 //! out. It touches neither Docker nor HAProxy.
 //!
-//! The bare domain is the control API. Every other host gets here only because HAProxy has no
-//! route for it: an app that rests, or is on its way, has its requests held and passed on (`hold`,
+//! The bare domain is the control API. Below `/.haas/` every app's host is ours, too (`own`).
+//! Everything else gets here only because HAProxy has no route for its host: an app that rests, or is on its way, has its requests held and passed on (`hold`,
 //! `forward`); others are told that there is no such app.
 
 mod auth;
@@ -15,10 +15,12 @@ mod hold;
 mod hosts;
 mod instances;
 mod openapi;
+mod own;
 mod problem;
 mod provision;
 mod request_id;
 pub mod signature;
+mod sso;
 mod throttle;
 mod unrouted;
 mod view;
@@ -35,12 +37,14 @@ use actix_web::{App, HttpServer, web};
 
 use crate::clients::Clients;
 use crate::config::{Config, Listen, Public};
+use crate::credentials::InstanceKey;
 use crate::failpoint::Faults;
 use crate::instance::name::Hostname;
 use crate::manifest::Manifest;
 use crate::reconcile::{Health, Held, Nudges};
 
 pub use openapi::document as openapi_document;
+pub use own::sign_on_url;
 pub use problem::Problem;
 use request_id::RequestId;
 pub use throttle::Throttle;
@@ -63,6 +67,8 @@ pub struct Api {
     pub faults: Faults,
     /// Requests that wait for apps to come up.
     pub held: Held,
+    /// Derives the passwords that admins are signed on with.
+    pub key: InstanceKey,
     /// How endpoints are spelled, and how long a request waits.
     pub settings: Settings,
 }
@@ -173,6 +179,7 @@ pub fn serve(api: Api, listener: Listener) -> io::Result<Server> {
                     .service(resource("/provision", "POST").route(web::post().to(provision::provision)))
                     .service(resource("/deprovision", "POST").route(web::post().to(provision::deprovision)))
                     .service(resource("/restore", "POST").route(web::post().to(provision::restore)))
+                    .service(resource("/sso", "POST").route(web::post().to(sso::sso)))
                     .service(resource("/instances", "GET").route(web::get().to(instances::list)))
                     .service(resource("/instances/{username}/{appname}", "GET").route(web::get().to(instances::show)))
                     .service(resource("/instances/{username}/{appname}/hosts", "PUT").route(web::put().to(hosts::put)))

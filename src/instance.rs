@@ -7,6 +7,7 @@ pub mod name;
 pub mod plan;
 pub mod policy;
 pub mod spec;
+pub mod storage;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use crate::archive::Archive;
 use name::{AppName, ContainerName, Email, Hostname, Username};
 use policy::Overrides;
 use spec::Spec;
+use storage::StorageFull;
 
 /// One user's one app: the row in the ship manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +86,8 @@ pub struct Instance {
     pub rolling: bool,
     /// Until when a deleted one can be restored for sure; none for ever.
     pub restorable_until: Option<DateTime<Utc>>,
+    /// That it was stopped because its data took more of the disk than it may.
+    pub storage_full: Option<Box<StorageFull>>,
 }
 
 /// What an instance should be, in the order of the way down.
@@ -372,6 +376,7 @@ impl Instance {
             next_spec: None,
             rolling: false,
             restorable_until: None,
+            storage_full: None,
         }
     }
 }

@@ -21,11 +21,13 @@
 //! | [`clients`] | who may ask the control API for what: keys, rights, policies |
 //! | [`archive`] | tenants' data as compressed, checksummed files |
 //! | [`tls`] | certificates: the local CA, what the operator gives, what HAProxy may load |
+//! | [`firewall`] | the rules around tenants' network, put in by root's `haas firewall` |
 //! | [`webhook`] | what owners have to know, posted to the operator's URL |
 //! | [`watch`] | events from outside, turned into nudges |
 //! | [`server`] | puts the rooms together |
 //! | [`embedded`] | the Postgres and HAProxy that `haas up` runs beside the server |
 //! | [`config`], [`cli`] | settings, and the commands |
+//! | [`credentials`] | the instance key, and what is derived from it: the admins' passwords, the salts of their sessions |
 //! | `whole_file` | a file that is written whole or not at all |
 //! | `fuzzing` | the doors of a fuzzer, to parsers of what comes from outside |
 //! | [`failpoint`] | where a test ends the process, to show that no moment is a bad one |
@@ -37,8 +39,10 @@ pub mod cli;
 pub mod clients;
 pub mod config;
 pub mod containers;
+pub mod credentials;
 pub mod embedded;
 pub mod failpoint;
+pub mod firewall;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod haproxy;

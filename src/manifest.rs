@@ -7,6 +7,8 @@
 //! | names, email, host, `extra_hosts`, `desired`, `generation`, `overrides` | handlers and commands | one transaction under the intent lock (`intents`, `hosts`, `rest`) |
 //! | `desired`, one step down or back up | the policy, and whoever makes room | compare-and-set on (id, generation, desired, phase) (`rest`) |
 //! | `next_spec`, `rolling` | `haas roll`, then the reconciler | (`roll`) |
+//! | `generation`, and with it the admin's password | `haas rotate`, too | under the intent lock (`sign_on`) |
+//! | `sign_on_tokens` | `POST /sso` and `haas sso`; each is removed by whoever opens its link | one statement (`sign_on`) |
 //! | `phase` and all that was observed; `archive` and `volume_serial`, which say where the data is | the reconciler | compare-and-set on (id, generation, phase) |
 //! | `port` | both: taken with the intent, moved or given back by the reconciler | in the same transaction as its cause |
 //!
@@ -27,6 +29,8 @@ mod rest;
 mod roll;
 mod rows;
 mod schema;
+mod sign_on;
+mod storage;
 mod unclaimed;
 
 use std::sync::Arc;
@@ -56,6 +60,8 @@ pub use query::{DataPlace, Filter, Page};
 pub use rest::Restored;
 pub use roll::RollStatus;
 pub use rows::Event;
+pub use sign_on::{SignOn, Token};
+pub use storage::Watched;
 pub use unclaimed::{Unclaimed, UnclaimedKind};
 
 /// What can go wrong with the manifest.
@@ -91,9 +97,18 @@ pub enum ManifestError {
     /// Every port of the range is taken or withheld.
     #[error("no port is free")]
     NoFreePort,
+    /// The system gave no random bytes.
+    #[error("no random bytes: {0}")]
+    Randomness(String),
     /// Its data is being removed; in a moment there is nothing left of it.
     #[error("it is being purged")]
     BeingPurged,
+    /// The user has as many apps as one may have.
+    #[error("a user may have {0} apps, and has them")]
+    TooManyApps(u32),
+    /// Its data takes more of the disk than it may.
+    #[error("its storage is full: {0}")]
+    StorageFull(String),
     /// There is an instance of this name already, or a tombstone of one.
     #[error("there is one already")]
     Exists,
@@ -170,6 +185,10 @@ pub struct Manifest {
     spec: Spec,
     /// Who brings about what is written through this handle.
     cause: Arc<Cause>,
+    /// How many apps one user may have; 0 for no bound.
+    apps_per_user: u32,
+    /// How much of the disk an instance's data may take, in MiB; 0 for no bound.
+    disk_mib: u32,
 }
 
 impl Manifest {
@@ -209,6 +228,8 @@ impl Manifest {
             policy: config.lifecycle.policy(),
             spec: config.tenant.spec(),
             cause: Arc::default(),
+            apps_per_user: config.tenant.apps_per_user,
+            disk_mib: config.tenant.disk_mib,
         }
     }
 

@@ -13,11 +13,13 @@
 //! | `uses` | who is used, as HAProxy counts it |
 //! | `awake` | how many may be awake, and who makes room for whom |
 //! | `lifecycle` | the policy's steps down, written as intent |
-//! | `notices` | what owners are told before |
+//! | `disk` | who takes more of the disk than it may |
+//! | `notices` | what owners are told |
 //! | `orphans`, `unclaimed` | containers, volumes, networks and archives of ours that no row wants |
 //! | `health` | what the last look at each part showed |
 
 mod awake;
+mod disk;
 mod drive;
 mod health;
 mod lifecycle;
@@ -116,6 +118,10 @@ pub struct Settings {
     pub purge_needs_notice: bool,
     /// How long what no row claims is left alone.
     pub unclaimed_grace: Duration,
+    /// How much of the disk an instance's data may take, in MiB; 0 for no bound.
+    pub disk_mib: u32,
+    /// How often that is looked at.
+    pub disk_period: Duration,
 }
 
 impl Settings {
@@ -141,6 +147,8 @@ impl Settings {
             notice_before: config.lifecycle.notice_before,
             purge_needs_notice: config.lifecycle.purge_needs_notice,
             unclaimed_grace: config.lifecycle.unclaimed_grace,
+            disk_mib: config.tenant.disk_mib,
+            disk_period: config.tenant.disk_period,
         }
     }
 }

@@ -7,7 +7,8 @@ use thiserror::Error;
 
 use crate::clients::{Clients, ClientsError};
 use crate::config::Config;
-use crate::containers::{Docker, DockerSettings, InstanceKey, KeyError};
+use crate::containers::{Docker, DockerSettings};
+use crate::credentials::{InstanceKey, KeyError};
 use crate::failpoint::Faults;
 use crate::haproxy::{self, Haproxy, ReloadSignal};
 use crate::http::{self, Api, Listener, Throttle};
@@ -97,6 +98,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
     let clients = Clients::read(&config.secrets.dir)?;
     tell_mistakes(&clients);
     let world = world(config, Cause::default(), faults.clone()).await?;
+    let key = InstanceKey::read(&instance_key_path(&config.secrets.dir))?;
     let (health, nudges) = (Health::default(), Nudges::default());
     let listener = Listener::bind(&config.http.listen)
         .map_err(|error| ServerError::Listen { listen: config.http.listen.to_string(), error })?;
@@ -108,6 +110,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
         throttle: Throttle::new(config.http.failures_per_minute),
         faults,
         held: world.held.clone(),
+        key,
         settings: http::Settings::from_config(config),
     };
     let server = http::serve(api, listener)

@@ -19,6 +19,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::instance::name::Email;
+use crate::instance::storage::StorageFull;
 use crate::instance::{Instance, State};
 use crate::manifest::Notice;
 
@@ -51,7 +52,7 @@ pub enum WebhookError {
 pub struct Message {
     /// The same each time that it is sent.
     pub id: Uuid,
-    /// What it is about: `instance.archive` or `instance.purge`.
+    /// What it is about: `instance.archive`, `instance.purge` or `instance.storage-full`.
     #[serde(rename = "type")]
     pub kind: String,
     /// When it was decided.
@@ -73,8 +74,12 @@ pub struct MessageData {
     pub emailaddress: Email,
     /// What it does now.
     pub state: State,
-    /// When it happens, at the earliest, unless the app is used, or restored, before.
+    /// When it happens, at the earliest, unless the app is used, or restored, before; of one that was
+    /// stopped, when that was.
     pub due_at: DateTime<Utc>,
+    /// Of one that was stopped because its data takes more of the disk than it may: how much.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_full: Option<StorageFull>,
 }
 
 impl Message {
@@ -92,6 +97,7 @@ impl Message {
                 emailaddress: instance.email.clone(),
                 state: instance.state(),
                 due_at: notice.due_at,
+                storage_full: instance.storage_full.as_deref().copied().filter(|_| notice.kind == "storage-full"),
             },
         }
     }

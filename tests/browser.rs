@@ -106,3 +106,45 @@ async fn a_page_signs_up_stores_and_syncs_from_its_own_origin_and_from_another()
         }
     }
 }
+
+#[tokio::test]
+async fn an_owner_opens_a_link_and_is_on_the_dashboard_signed_in() {
+    let mut haas = Installation::prepared("");
+    haas.https = Some(haas.ports.spare);
+    haas.start().await;
+    haas.provision("alice", "notes").await;
+    haas.order("sleep", "alice", "notes").await;
+    let endpoint = haas.instance("alice", "notes").await["endpoint"].as_str().unwrap().to_owned();
+    let (code, link, errors) = haas.haas(&["sso", &haas.user("alice"), "notes"]).await;
+    assert_eq!(code, 0, "{errors}");
+    let work = haas.dir.path().join("browser").display().to_string();
+    let ca = haas.layout.dir().join("tls/ca.pem").display().to_string();
+    let picture = Path::new(env!("CARGO_TARGET_TMPDIR")).join("admin-dashboard.png");
+    std::fs::remove_file(&picture).ok();
+    let mut arguments = vec!["--endpoint", &endpoint, "--work", &work, "--screenshots", env!("CARGO_TARGET_TMPDIR")];
+    let shown = picture.display().to_string();
+    arguments.extend(["--ca", &ca, "--sign-on", link.trim(), "--picture", &shown]);
+    let output = page(&arguments).await;
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}\n{told}", String::from_utf8_lossy(&output.stderr));
+    let seen: Value = serde_json::from_str(&told).unwrap();
+    let owner = &seen["owner"];
+    let text = owner["text"].as_str().unwrap();
+    assert!(
+        text.contains("Hello, admin!") && text.contains("Sign out") && text.contains("Here are the accounts"),
+        "{text}"
+    );
+    assert_eq!(owner["url"], endpoint.replace("/hoodie/", "/hoodie/admin/"));
+    assert_eq!(owner["kept"]["username"], "admin");
+    let users = &owner["accounts"];
+    assert_eq!((&users["status"], &users["usernames"][0]), (&200.into(), &"carol@example.com".into()), "{users}");
+    assert_eq!(owner["history"], 2, "the empty page and the dashboard: the link is not left behind");
+    assert_eq!(
+        (&owner["referrer"], &owner["leaks"]),
+        (&"".into(), &serde_json::json!([])),
+        "nothing learns of the token"
+    );
+    assert_eq!(owner["again"]["status"], 403);
+    assert!(owner["again"]["text"].as_str().unwrap().starts_with("This link does not sign you on"), "{owner}");
+    assert!(std::fs::metadata(&picture).unwrap().len() > 1000);
+}

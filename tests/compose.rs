@@ -13,7 +13,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use haas::config::Config;
-use haas::containers::{ContainersError, Docker, DockerSettings, InstanceKey};
+use haas::containers::{ContainersError, Docker, DockerSettings};
+use haas::credentials::InstanceKey;
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use support::hoodie::{Hoodie, client};

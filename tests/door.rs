@@ -267,3 +267,59 @@ async fn host_tricks_reach_the_app_itself_or_nobody() {
         "notes"
     );
 }
+
+async fn ours_below_haas(sections_max: usize) {
+    let door = door(sections_max, |_| {}).await;
+    // What is a tenant's server's to decode, Haas looks at first: it knows what is not ours after all.
+    for path in [
+        "/.haas",
+        "/.haas/",
+        "/.haas/sso?token=x",
+        "/%2ehaas/sso",
+        "/%2E%68%61%61%73%2Fsso",
+        "//.haas/x",
+        "/./.haas/x",
+        "/x/../.haas/x",
+        "/x/%2e%2e/.haas/x",
+        "/.HAAS/x",
+        "\\.haas",
+        "/\\.haas\\x",
+        "/.haas;a=b",
+        "/.haas/%zz",
+        "/%2eh%61as/%",
+        "/%2E%48%41%41%53/%4",
+        &format!("{}/.haas/x", "/.".repeat(3000)),
+    ] {
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/x{path}") };
+        assert_eq!(door.rig.get(NOTES, &path).await.by(), "control", "{path}");
+    }
+    for path in [
+        "/",
+        "/hoodie/",
+        "/haas/",
+        "/.hass/",
+        "/x?y=/.haas/",
+        "/x.haas",
+        "/%252ehaas/",
+        "/100%",
+        "/%zz",
+        "/%F0%9F%90%B6",
+    ] {
+        assert_eq!(door.rig.get(NOTES, path).await.by(), "notes", "{path}");
+    }
+    // Fair shares count all the same, by the app; the log has the host, and no query.
+    let log = door.rig.log();
+    assert!(log.contains(&format!(" {NOTES} ")) && !log.contains("token"), "{log}");
+    let table = door.rig.tell("show table limits").await;
+    assert!(table.contains(&format!("key={NOTES}:")), "{table}");
+}
+
+#[tokio::test]
+async fn the_path_below_haas_is_no_apps_in_any_spelling() {
+    ours_below_haas(2000).await;
+}
+
+#[tokio::test]
+async fn the_path_below_haas_is_no_apps_without_sections_either() {
+    ours_below_haas(0).await;
+}

@@ -5,14 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everything in `src/` but the entry points.
-const ROOMS: [&str; 18] = [
+const ROOMS: [&str; 20] = [
     "archive",
     "cli",
     "clients",
     "config",
     "containers",
+    "credentials",
     "embedded",
     "failpoint",
+    "firewall",
     "fuzzing",
     "haproxy",
     "http",
@@ -85,7 +87,7 @@ fn the_manifest_is_the_only_way_to_the_database() {
 
 #[test]
 fn only_containers_speak_to_docker_and_only_haproxy_signals_it() {
-    for room in ["http", "reconcile", "manifest", "haproxy", "instance", "cli", "embedded"] {
+    for room in ["http", "reconcile", "manifest", "haproxy", "instance", "cli", "embedded", "firewall"] {
         forbid(room, &["bollard"]);
     }
     for room in ["http", "reconcile", "manifest", "containers", "instance"] {
@@ -131,6 +133,17 @@ fn certificates_know_nothing_of_haproxy() {
             "tokio::",
             "async fn",
         ],
+    );
+}
+
+#[test]
+fn the_firewall_is_roots_and_never_the_servers() {
+    for room in ["http", "reconcile", "manifest", "containers", "haproxy", "server", "embedded", "watch"] {
+        forbid(room, &["crate::firewall", "firewall::"]);
+    }
+    forbid(
+        "firewall",
+        &["crate::http", "crate::reconcile", "crate::manifest", "crate::containers", "crate::haproxy", "crate::cli::"],
     );
 }
 

@@ -10,7 +10,7 @@ use haas::instance::name::{AppName, Email, Username};
 use haas::instance::policy::{Descent, TimeLimit};
 use haas::instance::spec::Spec;
 use haas::instance::{Desired, Instance, Phase};
-use haas::manifest::{DataPlace, Manifest, ManifestError, NewInstance, migrate};
+use haas::manifest::{DataPlace, Manifest, ManifestError, NewInstance, Watched, migrate};
 use support::cluster::Cluster;
 
 fn new(username: &str) -> NewInstance {
@@ -195,4 +195,67 @@ async fn a_manifest_from_before_keeps_its_rows_and_goes_back_unless_something_is
     cluster.sql(&format!("BEGIN; {up}; COMMIT")).await.unwrap();
     let back = manifest.get(rests.id).await.unwrap().unwrap();
     assert_eq!((back.desired, back.phase, back.port), (Desired::Running, Phase::Pending, Some(5521)));
+}
+
+async fn watched(manifest: &Manifest, row: &Instance) -> Option<Watched> {
+    manifest.watched().await.unwrap().into_iter().find(|one| one.id == row.id)
+}
+
+#[tokio::test]
+async fn one_that_takes_too_much_is_stopped_in_one_write_and_woken_by_nobody() {
+    const MIB: u64 = 1024 * 1024;
+    let cluster = Cluster::start(support::ports(), &[]).await;
+    let manifest = cluster.manifest();
+    let (row, other) = (running(&manifest, "alice").await, running(&manifest, "bob").await);
+    let seen = watched(&manifest, &row).await.unwrap();
+    assert_eq!((seen.limit_mib, seen.stopped_with, seen.volume()), (1024, None, row.volume()));
+    assert_eq!(manifest.stop_full(&seen, 1024 * MIB).await.unwrap(), None, "just as much as it may");
+    let taken = 1024 * MIB + 1;
+    let full = manifest.stop_full(&seen, taken).await.unwrap().unwrap();
+    assert_eq!((full.desired, full.phase), (Desired::Asleep, Phase::Running));
+    let about = full.storage_full.as_deref().copied().unwrap();
+    assert_eq!((about.bytes, about.limit_mib), (taken, 1024));
+    assert_eq!(manifest.stop_full(&seen, taken).await.unwrap(), None, "once");
+    assert_eq!(count(&cluster, "storage full").await, "1");
+    for _ in 0..2 {
+        let refused = manifest.wake(row.id, "a request").await;
+        assert!(matches!(refused, Err(ManifestError::StorageFull(_))), "{refused:?}");
+    }
+
+    // The notice is about this time of being full, whatever phase it goes to.
+    let full = through(&manifest, &full, &[Phase::Draining, Phase::Stopping, Phase::Asleep]).await;
+    let notices = manifest.undelivered(Utc::now()).await.unwrap();
+    assert_eq!(notices.len(), 1);
+    assert_eq!((notices[0].notice.kind.as_str(), notices[0].instance.id), ("storage-full", row.id));
+    assert_eq!(manifest.announced().await.unwrap().of(row.id, Descent::Archive), None, "no step of the policy");
+    let stopped = watched(&manifest, &row).await.unwrap();
+    assert_eq!(stopped.stopped_with, Some(taken));
+
+    // Down it goes as others do, and back only as far as it may.
+    manifest.descend(&full, Descent::Archive, "a test").await.unwrap();
+    let (username, appname) = (&row.username, &row.appname);
+    manifest.deprovision(username, appname, false).await.unwrap().unwrap();
+    let back = manifest.restore(username, appname).await.unwrap().unwrap();
+    assert_eq!((back.new, back.instance.desired), (true, Desired::Asleep));
+    assert_eq!(back.instance.storage_full.as_deref(), Some(&about));
+
+    // Raised, but not enough; then enough, which forgets the notice.
+    let raised = |mib| manifest.set_overrides(username, appname, move |own| own.disk_mib = mib);
+    let still = raised(Some(1)).await.unwrap().unwrap();
+    assert!(still.storage_full.is_some() && still.last_error.is_some());
+    let freed = raised(Some(1025)).await.unwrap().unwrap();
+    assert!(freed.storage_full.is_none() && freed.last_error.is_none() && freed.desired == Desired::Asleep);
+    assert_eq!(count(&cluster, "storage freed").await, "1");
+    assert!(manifest.undelivered(Utc::now()).await.unwrap().is_empty());
+    assert_eq!(manifest.wake(row.id, "a request").await.unwrap().unwrap().desired, Desired::Running);
+    // What was seen before counts no more.
+    assert_eq!(manifest.stop_full(&seen, taken).await.unwrap(), None);
+    assert!(!manifest.free_full(row.id).await.unwrap() && !manifest.free_full(other.id).await.unwrap());
+
+    // Without a bound nobody looks; and one that was taken away is stopped by nobody.
+    let seen = watched(&manifest, &other).await.unwrap();
+    manifest.deprovision(&other.username, &other.appname, false).await.unwrap();
+    assert_eq!(manifest.stop_full(&seen, taken).await.unwrap(), None);
+    raised(Some(0)).await.unwrap();
+    assert_eq!(watched(&manifest, &row).await, None);
 }

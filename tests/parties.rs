@@ -270,3 +270,43 @@ async fn guessing_is_slowed_and_the_good_client_goes_on() {
     assert_eq!(lied.status(), 429);
     assert!(haas.log().contains("a wrong key"), "{}", haas.log());
 }
+
+#[tokio::test]
+async fn clients_are_made_and_removed_by_command() {
+    let haas = Installation::up().await;
+    let team = haas.user("team");
+    let add = ["client", "add", "partner", "--right", "read", "--user", &format!("{team}*")];
+    let (code, path, errors) = haas.haas(&add).await;
+    assert_eq!(code, 0, "{errors}");
+    let path = std::path::PathBuf::from(path.trim());
+    let key = std::fs::read_to_string(&path).unwrap().trim().to_owned();
+    for file in [path, haas.layout.secrets_dir().join("partner.toml")] {
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
+    }
+    let status = async || ask(&haas, Method::GET, "/instances", Some(&key), None).await.status().as_u16();
+    eventually("the client is let in", Duration::from_secs(10), || async { (status().await == 200).then_some(()) })
+        .await;
+    let body = json!({ "username": team, "appname": "notes", "emailaddress": "a@example.com" });
+    assert_eq!(ask(&haas, Method::POST, "/provision", Some(&key), Some(&body)).await.status(), 403);
+    assert_eq!(haas.haas(&add).await.0, 5, "what is there is left as it is");
+    assert_eq!(haas.haas(&["client", "add", "partner", "--key", "second"]).await.0, 0);
+    let (_, list, _) = haas.haas(&["client", "list"]).await;
+    assert!(
+        list.lines().any(|line| line.split_whitespace().eq(["partner", "partner.second", "read", &format!("{team}*")])),
+        "{list}"
+    );
+    assert!(!list.contains(&key));
+    for wrong in ["../x", "a.b", "", "a b"] {
+        assert_ne!(haas.haas(&["client", "add", wrong]).await.0, 0, "{wrong:?}");
+    }
+    assert_eq!(haas.haas(&["client", "add", "x", "--right", "fly"]).await.0, 2);
+    assert_eq!(haas.haas(&["client", "remove", "partner", "--key", "second"]).await.0, 0);
+    assert_eq!(haas.haas(&["client", "remove", "nobody"]).await.0, 4);
+    assert_eq!(haas.haas(&["client", "remove", "partner"]).await.0, 0);
+    eventually("the client is let in no more", Duration::from_secs(10), || async {
+        (status().await == 401).then_some(())
+    })
+    .await;
+    let (_, events, _) = haas.haas(&["events", "--json"]).await;
+    assert!(events.contains("client added") && events.contains("client removed") && !events.contains(&key), "{events}");
+}

@@ -201,7 +201,7 @@ async fn a_bad_image_costs_one_app_a_moment_and_the_others_nothing() {
     assert!(errors.contains("the roll is halted"), "{errors}");
 
     let tried = haas
-        .sql("SELECT username FROM instances JOIN events ON instance_id = instances.id WHERE kind = 'failed'")
+        .sql("SELECT instances.username FROM instances JOIN events ON instance_id = instances.id WHERE kind = 'failed'")
         .await;
     let tried = *users.iter().find(|user| haas.user(user) == tried).unwrap();
     assert!(errors.contains(&haas.container(tried, "notes")), "{errors}");

@@ -16,7 +16,7 @@ use haas::failpoint::{Boundary, Faults};
 use haas::instance::name::{AppName, Email, Username};
 use haas::instance::plan::Status;
 use haas::instance::policy::Descent;
-use haas::instance::spec::Spec;
+use haas::instance::spec::{Egress, Spec};
 use haas::instance::{Desired, Instance, Phase};
 use haas::manifest::{Filter, Manifest, NewInstance};
 use haas::reconcile::{Health, Nudges, Settings, Worker, World};
@@ -135,10 +135,22 @@ async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, port
         17 => {
             manifest.deprovision(&username, &appname, random.random_bool(0.5)).await.unwrap();
         }
+        18 if random.random_bool(0.5) => {
+            // Its data is seen to take too much; or what is too much is changed.
+            let mut watched = manifest.watched().await.unwrap();
+            // What is not there takes nothing.
+            watched.retain(|one| fake.state().volumes.contains_key(&one.volume()));
+            if !watched.is_empty() {
+                let one = watched[random.random_range(0..watched.len())];
+                manifest.stop_full(&one, u64::from(one.limit_mib) * 1024 * 1024 + 1).await.unwrap();
+            }
+            let mib = [None, Some(1), Some(2000)][random.random_range(0..3)];
+            manifest.set_overrides(&username, &appname, |own| own.disk_mib = mib).await.unwrap();
+        }
         18 => {
             if let Some(row) = manifest.find(&username, &appname).await.unwrap() {
                 let image = format!("image:{}", random.random_range(0..3));
-                let spec = Spec { image, memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1 };
+                let spec = Spec { image, memory_mib: 192, millicpus: 1000, pids: 64, log_mib: 1, egress: Egress::None };
                 manifest.start_roll(&spec).await.unwrap();
                 manifest.roll(&row).await.ok();
             }
@@ -183,6 +195,9 @@ fn disagreement(rows: &[Instance], fake: &FakeWorld, archives: &BTreeSet<String>
         let on_its_way =
             || Some(format!("{name} is {} on its way to {}: {:?}", row.phase, row.desired, row.last_error));
         let rests = !container.is_some_and(|c| matches!(c.status, Status::Running | Status::Restarting));
+        if row.desired == Desired::Running && row.storage_full.is_some() {
+            return Some(format!("{name} runs, and is full"));
+        }
         match row.desired {
             Desired::Running => {
                 running += 1;

@@ -100,6 +100,11 @@ async fn serve(stream: UnixStream, listing: &[String], log: &Mutex<Asked>) -> st
             ("200 OK", "[]")
         } else if path.starts_with("/images/") {
             ("200 OK", r#"{"Id":"sha256:0"}"#)
+        } else if path.starts_with("/info") {
+            ("200 OK", r#"{"DockerRootDir":"/var/lib/docker"}"#)
+        } else if path.starts_with("/system/df") {
+            // Nothing is in their volumes.
+            ("200 OK", r#"{"Volumes":[]}"#)
         } else if path.starts_with("/version") {
             ("200 OK", VERSION)
         } else {

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod strays;
+mod walls;
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -11,10 +12,11 @@ use serde::Serialize;
 use super::{Global, Outcome, settings};
 use crate::clients::Clients;
 use crate::config::Config;
-use crate::containers::{Containers, ContainersError};
+use crate::containers::{Containers, ContainersError, Disk};
 use crate::failpoint::Faults;
 use crate::haproxy::{Haproxy, Settings};
 use crate::instance::hosts::rehost;
+use crate::instance::storage::MIB;
 use crate::instance::{Instance, Phase};
 use crate::manifest::{Cause, Manifest};
 use crate::reconcile;
@@ -24,6 +26,9 @@ use crate::server;
 const EPHEMERAL_FIRST: u16 = 32768;
 /// Ports left, in percent, below which it is time to think.
 const PORTS_LOW: usize = 10;
+/// Room on the volumes' file system, in percent, below which it is time to think, and to act.
+const DISK_LOW: u64 = 15;
+const DISK_FULL: u64 = 3;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -36,6 +41,8 @@ pub(super) struct Arguments {
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Ok,
+    /// It can't be seen from here.
+    Unknown,
     Warning,
     Broken,
 }
@@ -55,6 +62,10 @@ struct Findings(Vec<Finding>);
 impl Findings {
     fn ok(&mut self, part: &'static str, detail: impl Into<String>) {
         self.0.push(Finding { part, verdict: Verdict::Ok, detail: detail.into(), advice: None });
+    }
+
+    fn unknown(&mut self, part: &'static str, detail: impl Into<String>) {
+        self.0.push(Finding { part, verdict: Verdict::Unknown, detail: detail.into(), advice: None });
     }
 
     fn warn(&mut self, part: &'static str, detail: impl Into<String>, advice: impl Into<String>) {
@@ -86,6 +97,9 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             look_at_hosts(&config, &live, &mut findings);
             look_at_ports(&manifest, &mut findings).await;
             look_at_docker(&config, &live, &mut findings).await;
+            if let Ok(installation) = manifest.installation().await {
+                walls::look(&config, installation, &live, &mut findings).await;
+            }
             look_at_haproxy(&config, &live, &mut findings).await;
             certificates::look(&config, &live, &mut findings).await;
         }
@@ -100,6 +114,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         for finding in &findings {
             let mark = match finding.verdict {
                 Verdict::Ok => "ok",
+                Verdict::Unknown => "unknown",
                 Verdict::Warning => "WARNING",
                 Verdict::Broken => "BROKEN",
             };
@@ -192,6 +207,18 @@ fn look_at_instances(live: &[Instance], findings: &mut Findings) {
                     format!("haas show {} {}", row.username, row.appname),
                 );
             }
+            _ if row.storage_full.is_some() => findings.warn(
+                "storage",
+                format!(
+                    "{} is stopped: {}",
+                    row.container,
+                    row.storage_full.as_ref().map(|full| full.why()).unwrap_or_default()
+                ),
+                format!(
+                    "`haas policy {} {} --disk-mib N` raises its limit; then a request wakes it",
+                    row.username, row.appname
+                ),
+            ),
             (Phase::Archiving, Some(error)) => findings.warn(
                 "instance",
                 format!("{} is not archived: {error}", row.container),
@@ -276,7 +303,25 @@ async fn look_at_docker(config: &Config, live: &[Instance], findings: &mut Findi
     for why in world.containers.engine_gaps().await.unwrap_or_default() {
         findings.warn("docker", why, "scripts/start-docker starts an engine without this gap");
     }
+    look_at_disk(world.containers.disk().await, findings);
     strays::look(config, &world, &owned, live, findings).await;
+}
+
+/// Of the volumes' file system.
+fn look_at_disk(disk: Option<Disk>, findings: &mut Findings) {
+    // Another machine's, perhaps.
+    let Some(Disk { total, free }) = disk.filter(|disk| disk.total > 0) else { return };
+    let percent = free.saturating_mul(100) / total;
+    let text = format!("{} MiB ({percent} %) of the volumes' file system are free", free / MIB);
+    let advice = "make room, or put the engine's volumes on a larger one; tenant.disk_mib and lifecycle.archive_after \
+                  bound what tenants take";
+    if percent < DISK_FULL {
+        findings.broken("disk", text, advice);
+    } else if percent < DISK_LOW {
+        findings.warn("disk", text, advice);
+    } else {
+        findings.ok("disk", text);
+    }
 }
 
 async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Findings) {
@@ -339,5 +384,28 @@ async fn look_at_haproxy(config: &Config, live: &[Instance], findings: &mut Find
         } else {
             findings.ok("haproxy", text);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_with_little_room_is_told_of_in_time() {
+        let verdict = |free: u64| {
+            let mut findings = Findings::default();
+            look_at_disk(Some(Disk { total: 1000 * MIB, free: free * MIB }), &mut findings);
+            let Findings(findings) = findings;
+            assert_eq!((findings.len(), findings[0].advice.is_some()), (1, findings[0].verdict != Verdict::Ok));
+            findings[0].verdict
+        };
+        let (ok, low, full) = ([1000, 150], [149, 30], [29, 0]);
+        assert!(ok.map(verdict) == [Verdict::Ok; 2] && low.map(verdict) == [Verdict::Warning; 2]);
+        assert!(full.map(verdict) == [Verdict::Broken; 2]);
+        let mut nothing = Findings::default();
+        look_at_disk(None, &mut nothing);
+        look_at_disk(Some(Disk { total: 0, free: 0 }), &mut nothing);
+        assert!(nothing.0.is_empty(), "another machine's, or none");
     }
 }

@@ -12,6 +12,7 @@ use super::{Global, Outcome, settings};
 use crate::containers::Containers;
 use crate::embedded::{DirLock, HaproxyProcess, Layout, Postgres};
 use crate::failpoint::Faults;
+use crate::firewall;
 use crate::manifest::Cause;
 use crate::server;
 
@@ -88,6 +89,11 @@ async fn remove_containers(global: &Global, layout: &Layout) -> anyhow::Result<(
     }
     world.containers.remove_own_network().await?;
     say!("{count} container(s) removed; their data stays in their volumes");
+    // They stay for the next `haas up`, which does not put them in itself.
+    let installation = world.manifest.installation().await?;
+    if firewall::is_installed(installation).await.unwrap_or(false) {
+        say!("the firewall's rules stay; `haas firewall --remove --installation {installation}` takes them away");
+    }
     Ok(())
 }
 

@@ -129,6 +129,10 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
     if let Some(next) = &row.next_spec {
         lines.push(("next image", next.image.clone()));
     }
+    if let Some(full) = &row.storage_full {
+        let bound = format!("{} bytes of {} MiB", full.bytes, full.limit_mib);
+        lines.push(("storage", format!("full since {}: {bound}; no request wakes it", full.since.to_rfc3339())));
+    }
     if let Some(error) = &row.last_error {
         lines.push(("error", error.clone()));
     }

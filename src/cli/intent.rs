@@ -80,7 +80,7 @@ pub(super) async fn provision(global: &Global, arguments: &Provision) -> anyhow:
     let new = NewInstance { username, appname, email };
     let written = match manifest.provision(&new).await {
         Ok(provisioned) => provisioned.instance,
-        Err(error @ (ManifestError::NameTaken(_) | ManifestError::HostTooLong)) => {
+        Err(error @ (ManifestError::NameTaken(_) | ManifestError::HostTooLong | ManifestError::TooManyApps(_))) => {
             eprintln!("haas: {error}");
             return Ok(Outcome::Refused);
         }
@@ -90,6 +90,7 @@ pub(super) async fn provision(global: &Global, arguments: &Provision) -> anyhow:
     let row = wait(&config, &manifest, written, &arguments.waiting, over).await?;
     report(&config, &row, arguments.waiting.json)?;
     Ok(match row.state() {
+        _ if row.storage_full.is_some() => Outcome::NotReady,
         State::Running | State::Paused | State::Asleep | State::Archived => Outcome::Done,
         State::Deleted | State::Deleting => Outcome::Refused,
         _ if arguments.waiting.no_wait => Outcome::Done,
@@ -156,6 +157,10 @@ pub(super) fn report(config: &Config, row: &Instance, json: bool) -> anyhow::Res
         return Ok(());
     }
     match row.state() {
+        state if row.storage_full.is_some() && !row.desired.gone() => {
+            let why = view.storage_full.map(|full| full.why()).unwrap_or_default();
+            say!("{} is {state} ({}): {why}; `haas policy` raises its limit", view.container, row.phase);
+        }
         State::Running => say!("{} answers at {}", view.container, view.endpoint),
         State::Deleted => {
             let until = view.restorable_until.map(|until| until.format("until %F %T %Z").to_string());

@@ -60,7 +60,17 @@ pub(super) async fn wake(global: &Global, arguments: &Arguments) -> anyhow::Resu
     let manifest = settings::manifest(&config);
     let Some((username, appname)) = arguments.named.parse() else { return Ok(Outcome::Refused) };
     let Some(row) = manifest.find(&username, &appname).await? else { return Ok(arguments.named.not_found()) };
-    let Some(written) = manifest.wake(row.id, BY_HAND).await? else {
+    let written = match manifest.wake(row.id, BY_HAND).await {
+        Err(error @ ManifestError::StorageFull(_)) => {
+            eprintln!(
+                "haas: {}: {error}; `haas policy {username} {appname} --disk-mib N` raises its limit",
+                row.container
+            );
+            return Ok(Outcome::Refused);
+        }
+        written => written?,
+    };
+    let Some(written) = written else {
         eprintln!("haas: {} is deleted; `haas restore` brings it back", row.container);
         return Ok(Outcome::Refused);
     };
@@ -75,7 +85,7 @@ pub(super) async fn restore(global: &Global, arguments: &Arguments) -> anyhow::R
     match manifest.restore(&username, &appname).await {
         Ok(Some(restored)) => comes_up(&config, &manifest, restored.instance, &arguments.waiting).await,
         Ok(None) => Ok(arguments.named.not_found()),
-        Err(error @ (ManifestError::NameTaken(_) | ManifestError::BeingPurged)) => {
+        Err(error @ (ManifestError::NameTaken(_) | ManifestError::BeingPurged | ManifestError::TooManyApps(_))) => {
             eprintln!("haas: {error}");
             Ok(Outcome::Refused)
         }

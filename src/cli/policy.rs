@@ -1,4 +1,4 @@
-//! `haas policy`: where an instance departs from the installation's clean-up policy.
+//! `haas policy`: where an instance departs from the installation's clean-up policy, and from its bound on the disk.
 
 use clap::Args;
 use serde_json::json;
@@ -27,6 +27,9 @@ pub(super) struct Arguments {
     /// How long it can be restored once it is deleted
     #[arg(long, value_name = "TIME", value_parser = parse)]
     purge_after: Option<Change>,
+    /// How much of the disk its data may take, in MiB: a number, 0 for no bound, or "default"
+    #[arg(long, value_name = "MIB", value_parser = parse_mib)]
+    disk_mib: Option<Mib>,
     /// A JSON object
     #[arg(long)]
     json: bool,
@@ -38,6 +41,14 @@ struct Change(Option<TimeLimit>);
 
 fn parse(text: &str) -> Result<Change, NoTimeLimit> {
     if text == "default" { Ok(Change(None)) } else { text.parse().map(|limit| Change(Some(limit))) }
+}
+
+/// None for the installation's own bound.
+#[derive(Debug, Clone, Copy)]
+struct Mib(Option<u32>);
+
+fn parse_mib(text: &str) -> Result<Mib, std::num::ParseIntError> {
+    if text == "default" { Ok(Mib(None)) } else { text.parse().map(|mib| Mib(Some(mib))) }
 }
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
@@ -57,6 +68,9 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
                     *field = limit;
                 }
             }
+            if let Some(Mib(mib)) = arguments.disk_mib {
+                overrides.disk_mib = mib;
+            }
         })
         .await?;
     let Some(row) = changed else { return Ok(arguments.named.not_found()) };
@@ -69,16 +83,20 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         ("delete_after", policy.delete_after, own.delete_after),
         ("purge_after", policy.purge_after, own.purge_after),
     ];
+    let disk_mib = row.disk_mib(config.tenant.disk_mib);
     if arguments.json {
-        let times: serde_json::Map<String, serde_json::Value> =
+        let mut times: serde_json::Map<String, serde_json::Value> =
             times.into_iter().map(|(name, limit, _)| (name.to_owned(), json!(limit))).collect();
+        times.insert("disk_mib".to_owned(), json!(disk_mib));
         say!("{}", serde_json::to_string_pretty(&json!({ "policy": times, "overrides": own }))?);
         return Ok(Outcome::Done);
     }
     say!("{}", row.container);
+    let whose = |own: bool| if own { "its own" } else { "the installation's" };
     for (name, limit, own) in times {
-        let whose = if own.is_some() { "its own" } else { "the installation's" };
-        say!("  {name:<14} {limit:<8} {whose}");
+        say!("  {name:<14} {limit:<8} {}", whose(own.is_some()));
     }
+    let bound = if disk_mib == 0 { "no bound".to_owned() } else { disk_mib.to_string() };
+    say!("  {:<14} {bound:<8} {}", "disk_mib", whose(own.disk_mib.is_some()));
     Ok(Outcome::Done)
 }

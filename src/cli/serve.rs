@@ -7,7 +7,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Global, Outcome, settings};
-use crate::containers::{InstanceKey, make_secret};
+use crate::credentials::{InstanceKey, make_secret};
 use crate::manifest::{ManifestError, migrate};
 use crate::{server, webhook};
 

@@ -130,6 +130,14 @@ pub(super) fn of_server(global: &Global) -> anyhow::Result<Config> {
     Started { config, ..started }.config(&layout)
 }
 
+/// The same, for a command that needs no database: else a file and the environment alone.
+pub(super) fn of_any(global: &Global) -> anyhow::Result<Config> {
+    if Started::read(&Layout::new(&global.dir)?)?.is_some() {
+        return of_server(global);
+    }
+    Ok(Config::load(global.config.as_deref(), std::env::vars(), BTreeMap::new())?)
+}
+
 /// The manifest, in whose events the person at this command line stands.
 pub(super) fn manifest(config: &Config) -> Manifest {
     Manifest::new(config).caused_by(cause())

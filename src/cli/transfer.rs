@@ -209,7 +209,10 @@ pub(super) async fn import(global: &Global, arguments: &Import) -> anyhow::Resul
         Err(error) => {
             archives.remove(&archive.file).await?;
             match error {
-                ManifestError::Exists | ManifestError::NameTaken(_) | ManifestError::HostTooLong => {
+                ManifestError::Exists
+                | ManifestError::NameTaken(_)
+                | ManifestError::HostTooLong
+                | ManifestError::TooManyApps(_) => {
                     eprintln!("haas: {error}");
                     Ok(Outcome::Refused)
                 }

@@ -8,7 +8,7 @@ use super::migrate::migrate_as_owner;
 use super::settings::Started;
 use super::{Global, Outcome, serve};
 use crate::config::{Config, PortRange};
-use crate::containers::{InstanceKey, make_secret};
+use crate::credentials::{InstanceKey, make_secret};
 use crate::embedded::{self, DirLock, HaproxyProcess, Layout, Postgres};
 use crate::haproxy::{Haproxy, HaproxyError, Proxy, Settings};
 use crate::instance::name::Hostname;

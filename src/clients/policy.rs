@@ -1,5 +1,6 @@
 //! What a client may do, and for whom.
 
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -24,6 +25,16 @@ pub enum Right {
 }
 
 impl Right {
+    /// Reads one, as it stands in a policy's file.
+    ///
+    /// # Errors
+    /// Which there are.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let all = [Self::Provision, Self::Deprovision, Self::Read, Self::Sso, Self::Admin];
+        let found = all.into_iter().find(|right| right.as_str() == text);
+        found.ok_or_else(|| format!("must be one of {}", all.map(Self::as_str).join(", ")))
+    }
+
     /// As it stands in a policy's file.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -33,6 +44,15 @@ impl Right {
             Self::Read => "read",
             Self::Sso => "sso",
             Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for UsernamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(username) => username.fmt(f),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
         }
     }
 }
@@ -120,6 +140,18 @@ impl Policy {
             rights: file.rights.unwrap_or_else(|| vec![Right::Admin]),
             usernames: file.usernames.map_or(Usernames::All, Usernames::Some),
         })
+    }
+
+    /// The text of a file that says this; what is left empty is not said.
+    #[must_use]
+    pub fn write(rights: &[Right], usernames: &[UsernamePattern]) -> String {
+        let list = |name: &str, words: Vec<String>| {
+            // Words without a character that would have to be escaped.
+            let words = words.join("\", \"");
+            if words.is_empty() { String::new() } else { format!("{name} = [\"{words}\"]\n") }
+        };
+        let rights = list("rights", rights.iter().map(|right| right.as_str().to_owned()).collect());
+        rights + &list("usernames", usernames.iter().map(ToString::to_string).collect())
     }
 
     /// Whether it has this right.

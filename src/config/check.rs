@@ -19,6 +19,7 @@ impl Config {
         require((0.01..=1000.0).contains(&self.tenant.cpus), "tenant.cpus: must be between 0.01 and 1000");
         require(self.tenant.pids >= 16, "tenant.pids: a Hoodie needs at least 16");
         require(self.tenant.log_mib > 0, "tenant.log_mib: must be at least 1");
+        require(!self.tenant.disk_period.is_zero(), "tenant.disk_period: must not be zero");
         require(self.lifecycle.wake_concurrency > 0, "lifecycle.wake_concurrency: must be at least 1");
         require(self.lifecycle.roll_concurrency > 0, "lifecycle.roll_concurrency: must be at least 1");
         require(!self.lifecycle.wake_timeout.is_zero(), "lifecycle.wake_timeout: must not be zero");

@@ -38,6 +38,7 @@ impl Tenant {
             millicpus,
             pids: self.pids,
             log_mib: self.log_mib,
+            egress: self.egress,
         }
     }
 }

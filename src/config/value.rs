@@ -11,6 +11,7 @@ use toml::Value;
 
 use crate::instance::name::{HostPattern, Hostname};
 use crate::instance::policy::{TimeLimit, duration};
+use crate::instance::spec::Egress;
 
 /// A type that a setting can have.
 pub(super) trait Setting: Sized {
@@ -71,6 +72,7 @@ setting!(TimeLimit, "a time such as \"30s\", \"5m\", \"2h\" or \"7d\", or \"neve
 setting!(Hostname, "a host name", v => v.as_str().and_then(|text| Hostname::parse(text).ok()));
 setting!(HostPattern, "\"{app}.{user}.{domain}\" or \"{app}--{user}.{domain}\"",
     v => Self::deserialize(v.clone()).ok());
+setting!(Egress, "\"none\" or \"internet\"", v => Self::deserialize(v.clone()).ok());
 setting!(PortRange, "a range such as \"5521-15520\", between 1 and 65535", v => v.as_str().and_then(PortRange::parse));
 setting!(Listen, "\"ADDRESS:PORT\" or \"unix:PATH\"", v => v.as_str().and_then(Listen::parse));
 

@@ -1,29 +1,37 @@
 //! The real engine, through bollard.
 
 mod data;
+mod disk;
+mod listed;
+mod network;
 mod signal;
 
+pub use network::bridge;
+
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::errors::Error as BollardError;
-use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
+use bollard::models::{ContainerInspectResponse, EventMessage};
 use bollard::query_parameters::{
-    CreateContainerOptions, EventsOptions, InspectContainerOptions, InspectNetworkOptions, ListContainersOptions,
-    LogsOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
+    CreateContainerOptions, EventsOptions, InspectContainerOptions, ListContainersOptions, LogsOptions,
+    RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
 };
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
+use listed::{container_status, owned};
 use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 
 use super::{
-    Containers, ContainersError, Data, DataFound, InstanceKey, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE,
-    LABEL_SPEC, LABEL_VOLUME, Owned, OwnedVolume, spec,
+    Containers, ContainersError, Data, DataFound, Disk, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE,
+    LABEL_SPEC, LABEL_VOLUME, Owned, OwnedVolume, VolumeBound,
+    spec::{self, Admin},
 };
 use crate::config::Tenant;
+use crate::credentials::InstanceKey;
 use crate::instance::Instance;
 use crate::instance::plan::{Container, Seen, Status};
 
@@ -46,7 +54,7 @@ pub struct DockerSettings {
     pub installation: Uuid,
     /// Image, limits and times.
     pub tenant: Tenant,
-    /// Derives the admin passwords.
+    /// Derives the admins' passwords, and the salts of their sessions.
     pub key: InstanceKey,
 }
 
@@ -57,6 +65,8 @@ pub struct Docker {
     client: OnceCell<bollard::Docker>,
     /// Whether the network was seen to be there.
     network: Mutex<bool>,
+    /// Where the engine keeps its volumes.
+    volumes_folder: OnceCell<PathBuf>,
     http: reqwest::Client,
 }
 
@@ -70,43 +80,18 @@ impl Docker {
             .connect_timeout(Duration::from_millis(500))
             // Readiness asks what listens now, not what a kept connection remembers.
             .pool_max_idle_per_host(0)
+            // A tenant must not send us anywhere else.
+            .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             // Plain HTTP alone: it must do without the machine's own certificates, which an image may lack.
             .tls_certs_only([])
             .build()
             .unwrap_or_else(|error| unreachable!("a client that trusts nobody has nothing to load: {error}"));
-        Self { settings, client: OnceCell::new(), network: Mutex::default(), http }
+        Self { settings, client: OnceCell::new(), network: Mutex::default(), volumes_folder: OnceCell::new(), http }
     }
 
     async fn client(&self) -> Result<&bollard::Docker, ContainersError> {
-        self.client
-            .get_or_try_init(async || {
-                let docker = bollard::Docker::connect_with_defaults().map_err(classify)?;
-                let docker = docker.with_timeout(Duration::from_secs(CALL_TIMEOUT));
-                // Debian's engine speaks API 1.41; bollard's own default is newer.
-                docker.negotiate_version().await.map_err(classify)
-            })
-            .await
-    }
-
-    /// Makes the installation's network, unless it is there.
-    async fn ensure_network(&self) -> Result<(), ContainersError> {
-        let client = self.client().await?;
-        // Two servers, or two starts at once, would make two networks of one name.
-        let mut made = self.network.lock().await;
-        if *made {
-            return Ok(());
-        }
-        let name = spec::network_name(self.settings.installation);
-        match client.inspect_network(&name, None::<InspectNetworkOptions>).await {
-            Ok(_) => {}
-            Err(error) if status(&error) == Some(404) => {
-                client.create_network(spec::network(self.settings.installation)).await.map_err(classify)?;
-            }
-            Err(error) => return Err(classify(error)),
-        }
-        *made = true;
-        Ok(())
+        self.client.get_or_try_init(connect).await
     }
 
     async fn inspect_raw(&self, name: &str) -> Result<Option<ContainerInspectResponse>, ContainersError> {
@@ -188,14 +173,6 @@ impl Docker {
             Some(_) => Err(ContainersError::NameHeld(instance.container.to_string())),
             None => Ok(None),
         }
-    }
-
-    /// Removes the installation's network; one that is in use, or gone, is left as it is.
-    ///
-    /// # Errors
-    /// [`ContainersError::Unreachable`] when the engine does not answer.
-    pub async fn remove_own_network(&self) -> Result<(), ContainersError> {
-        self.remove_network(&spec::network_name(self.settings.installation)).await
     }
 
     /// What the engine's own settings cost tenants when it restarts.
@@ -294,9 +271,9 @@ impl Containers for Docker {
         let client = self.client().await?;
         self.ensure_network().await?;
         let port = instance.port.ok_or_else(|| ContainersError::Refused("the instance has no port".to_owned()))?;
-        let password = self.settings.key.admin_password(instance.id, instance.generation);
+        let admin = Admin::of(instance, &self.settings.key);
         let spec = instance.wanted_spec().cloned().unwrap_or_else(|| self.settings.tenant.spec());
-        let body = spec::container(instance, port, self.settings.installation, &spec, &password);
+        let body = spec::container(instance, port, self.settings.installation, &spec, &admin);
         let options =
             CreateContainerOptions { name: Some(instance.container.to_string()), ..CreateContainerOptions::default() };
         match client.create_container(Some(options), body).await {
@@ -393,16 +370,20 @@ impl Containers for Docker {
         self.remove_unused(name).await
     }
 
+    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<u64>>, ContainersError> {
+        self.measure(volumes).await
+    }
+
+    async fn disk(&self) -> Option<Disk> {
+        self.volumes_disk().await
+    }
+
     async fn stray_networks(&self) -> Result<Vec<String>, ContainersError> {
         self.other_networks().await
     }
 
     async fn remove_network(&self, name: &str) -> Result<(), ContainersError> {
-        match self.client().await?.remove_network(name).await {
-            Ok(()) => Ok(()),
-            Err(error) if matches!(status(&error), Some(403 | 404)) => Ok(()),
-            Err(error) => Err(classify(error)),
-        }
+        self.remove_unused_network(name).await
     }
 
     async fn answers(&self, instance: &Instance) -> bool {
@@ -423,9 +404,9 @@ impl Containers for Docker {
                 Err(error) => return Err(classify(error)),
             }
         }
-        let password = self.settings.key.admin_password(instance.id, instance.generation);
-        // Postgres can't hold NUL, and nobody should hold the password.
-        Ok(text.replace(&password, "…").replace('\0', ""))
+        let Admin { password, session_salt } = Admin::of(instance, &self.settings.key);
+        // Postgres can't hold NUL, and nobody should hold the secrets.
+        Ok(text.replace(&password, "…").replace(&session_salt, "…").replace('\0', ""))
     }
 
     async fn remove(&self, instance: &Instance) -> Result<(), ContainersError> {
@@ -450,6 +431,13 @@ impl Containers for Docker {
     }
 }
 
+async fn connect() -> Result<bollard::Docker, ContainersError> {
+    let docker = bollard::Docker::connect_with_defaults().map_err(classify)?;
+    let docker = docker.with_timeout(Duration::from_secs(CALL_TIMEOUT));
+    // Debian's engine speaks API 1.41; bollard's own default is newer.
+    docker.negotiate_version().await.map_err(classify)
+}
+
 fn status(error: &BollardError) -> Option<u16> {
     match error {
         BollardError::DockerResponseServerError { status_code, .. } => Some(*status_code),
@@ -465,33 +453,4 @@ fn classify(error: BollardError) -> ContainersError {
         }
         other => ContainersError::Unreachable(other.to_string()),
     }
-}
-
-/// The engine's word for a container's state.
-fn container_status(word: &str) -> Status {
-    match word {
-        "running" => Status::Running,
-        "restarting" => Status::Restarting,
-        "paused" => Status::Paused,
-        "removing" | "dead" => Status::Dead,
-        _ => Status::Stopped,
-    }
-}
-
-fn owned(summary: ContainerSummary) -> Option<Owned> {
-    let labels = summary.labels.unwrap_or_default();
-    let port = summary.ports.unwrap_or_default().iter().find_map(|port| port.public_port);
-    Some(Owned {
-        id: summary.id?,
-        name: summary.names?.first()?.trim_start_matches('/').to_owned(),
-        instance: labels.get(LABEL_INSTANCE).and_then(|text| text.parse().ok()),
-        container: Container {
-            generation: labels.get(LABEL_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(NO_GENERATION),
-            port,
-            status: container_status(&summary.state.map(|state| state.to_string()).unwrap_or_default()),
-            spec: labels.get(LABEL_SPEC).cloned(),
-            volume: labels.get(LABEL_VOLUME).cloned(),
-        },
-        created: summary.created.and_then(|seconds| DateTime::<Utc>::from_timestamp(seconds, 0)).unwrap_or_default(),
-    })
 }

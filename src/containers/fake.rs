@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use uuid::Uuid;
 
-use super::{Containers, ContainersError, Data, DataFound, Owned, OwnedVolume};
+use super::{Containers, ContainersError, Data, DataFound, Disk, Owned, OwnedVolume, VolumeBound};
 use crate::failpoint::{Boundary, Faults};
 use crate::haproxy::{HaproxyError, Moment, Proxy, Publication, Route, RouteChange, Routes, Standing, Usage};
 use crate::instance::Instance;
@@ -57,6 +57,8 @@ pub struct State {
     pub containers: BTreeMap<String, FakeContainer>,
     /// By name.
     pub volumes: BTreeMap<String, FakeVolume>,
+    /// What volumes take of the disk, by name; the others take nothing.
+    pub disk: BTreeMap<String, u64>,
     /// What the proxy counts, by port.
     pub usage: Usage,
     /// What was written last, by instance.
@@ -341,6 +343,19 @@ impl Containers for FakeWorld {
         }
         state.volumes.remove(name);
         Ok(())
+    }
+
+    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<u64>>, ContainersError> {
+        let state = self.engine()?;
+        let taken = |volume: &VolumeBound| {
+            let there = state.volumes.contains_key(&volume.name);
+            there.then(|| state.disk.get(&volume.name).copied().unwrap_or_default())
+        };
+        Ok(volumes.iter().map(taken).collect())
+    }
+
+    async fn disk(&self) -> Option<Disk> {
+        None
     }
 
     async fn stray_networks(&self) -> Result<Vec<String>, ContainersError> {

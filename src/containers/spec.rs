@@ -4,23 +4,61 @@ use std::collections::HashMap;
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, NetworkCreateRequest, PortBinding,
-    RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
+    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
 };
 use uuid::Uuid;
 
 use super::{LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, LABEL_SPEC, LABEL_VOLUME};
+use crate::credentials::InstanceKey;
 use crate::instance::Instance;
-use crate::instance::spec::Spec;
+use crate::instance::spec::{Egress, Spec};
 
 /// Where the image keeps its data; see hoodie/Dockerfile.
 pub(super) const DATA: &str = "/app/data";
 /// Where the image's Hoodie listens.
 const PORT: &str = "80/tcp";
+/// Docker's option for a bridge's name.
+pub(super) const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
+/// Docker's resolver passes on what it does not know itself, be it from the engine's own network, where
+/// no rule of ours sees it. A resolver that is set like this it asks from within the container, where
+/// nobody listens: no packet leaves.
+const NO_RESOLVER: &str = "127.0.0.1";
+/// Docker's resolver then gives no answer at all: one second of that is enough (resolv.conf(5)).
+const ASK_ONCE: [&str; 2] = ["timeout:1", "attempts:1"];
 const MIB: i64 = 1024 * 1024;
+/// When the machine itself is out of memory, the kernel ends a tenant sooner than Postgres, HAProxy or us
+/// (proc(5), `oom_score_adj`).
+const OOM_SCORE_ADJ: i64 = 500;
+/// A quarter of what others have by default (`cpu.shares`): where all want the CPU at once, the parts that
+/// serve everybody come first. Among tenants nothing changes.
+const CPU_SHARES: i64 = 256;
+/// Files that one process may have open. Docker's own default is a million, and the kernel's table is everybody's.
+const OPEN_FILES: i64 = 16_384;
+
+/// What a Hoodie knows its admin by.
+pub(super) struct Admin {
+    pub password: String,
+    /// The same at each start, so that its sessions go on; see hoodie/admin-sessions.js.
+    pub session_salt: String,
+}
+
+impl Admin {
+    pub fn of(instance: &Instance, key: &InstanceKey) -> Self {
+        let Instance { id, generation, .. } = *instance;
+        Self { password: key.admin_password(id, generation), session_salt: key.session_salt(id, generation) }
+    }
+}
 
 /// The network that an installation's tenants share without seeing each other.
 pub(super) fn network_name(installation: Uuid) -> String {
     format!("haas-{}", installation.simple())
+}
+
+/// The name of the bridge under a new network: known before there is one, so that rules for it can be
+/// put in first. The kernel takes 15 bytes.
+#[must_use]
+pub fn bridge_name(installation: Uuid) -> String {
+    format!("haas-{}", &installation.simple().to_string()[..10])
 }
 
 /// See [`network_name`].
@@ -28,11 +66,13 @@ pub(super) fn network(installation: Uuid) -> NetworkCreateRequest {
     NetworkCreateRequest {
         name: network_name(installation),
         driver: Some("bridge".to_owned()),
-        options: Some(HashMap::from([(
+        // Whatever the engine's own default is.
+        enable_ipv6: Some(false),
+        options: Some(HashMap::from([
+            (BRIDGE_NAME.to_owned(), bridge_name(installation)),
             // Tenants can't reach each other (Docker's bridge driver options).
-            "com.docker.network.bridge.enable_icc".to_owned(),
-            "false".to_owned(),
-        )])),
+            ("com.docker.network.bridge.enable_icc".to_owned(), "false".to_owned()),
+        ])),
         labels: Some(HashMap::from([(LABEL_INSTALLATION.to_owned(), installation.to_string())])),
         ..NetworkCreateRequest::default()
     }
@@ -61,9 +101,10 @@ pub(super) fn container(
     port: u16,
     installation: Uuid,
     spec: &Spec,
-    admin_password: &str,
+    admin: &Admin,
 ) -> ContainerCreateBody {
     let memory = i64::from(spec.memory_mib) * MIB;
+    let no_names = spec.egress == Egress::None;
     let host = HostConfig {
         // Node as PID 1 would not be reaped of its children; see docs/decisions.
         init: Some(true),
@@ -75,7 +116,14 @@ pub(super) fn container(
         // The same figure: no swap.
         memory_swap: Some(memory),
         nano_cpus: Some(i64::from(spec.millicpus) * 1_000_000),
+        cpu_shares: Some(CPU_SHARES),
         pids_limit: Some(i64::from(spec.pids)),
+        oom_score_adj: Some(OOM_SCORE_ADJ),
+        ulimits: Some(vec![ResourcesUlimits {
+            name: Some("nofile".to_owned()),
+            soft: Some(OPEN_FILES),
+            hard: Some(OPEN_FILES),
+        }]),
         // A Hoodie that crashes, or a machine that reboots, needs none of us to come back.
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::UNLESS_STOPPED),
@@ -88,6 +136,10 @@ pub(super) fn container(
                 ("max-file".to_owned(), "2".to_owned()),
             ])),
         }),
+        // No /dev/shm, which would be one more place to write to.
+        ipc_mode: Some("none".to_owned()),
+        dns: no_names.then(|| vec![NO_RESOLVER.to_owned()]),
+        dns_options: no_names.then(|| ASK_ONCE.map(str::to_owned).to_vec()),
         network_mode: Some(network_name(installation)),
         port_bindings: Some(HashMap::from([(
             PORT.to_owned(),
@@ -106,7 +158,10 @@ pub(super) fn container(
     labels.insert(LABEL_VOLUME.to_owned(), instance.volume());
     ContainerCreateBody {
         image: Some(spec.image.clone()),
-        env: Some(vec![format!("hoodie_adminPassword={admin_password}")]),
+        env: Some(vec![
+            format!("hoodie_adminPassword={}", admin.password),
+            format!("HAAS_ADMIN_SESSION_SALT={}", admin.session_salt),
+        ]),
         labels: Some(labels),
         host_config: Some(host),
         ..ContainerCreateBody::default()

@@ -78,6 +78,8 @@ impl Probe {
         let builder = Client::builder()
             .timeout(Duration::from_secs(2))
             .pool_max_idle_per_host(0)
+            // A tenant must not send us anywhere else.
+            .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .dns_resolver(Here(self.address.clone()));
         let built = match trusting(builder, &authority).and_then(ClientBuilder::build) {

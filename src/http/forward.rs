@@ -17,6 +17,8 @@ use std::error::Error;
 use std::io;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -36,6 +38,11 @@ use tokio::time::Instant;
 /// How long an app that has just answered may refuse connections.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
+/// What an app may send that is no body: the head, sizes of chunks, trailers. Without a bound a
+/// line that never ends, or interim answers without one after them, would be read for ever.
+const OVERHEAD: u64 = 1024 * 1024;
+/// And for each byte of the body: a chunk of one byte has five of its own.
+const OVERHEAD_PER_BYTE: u64 = 16;
 
 /// Why a request has no answer from the app.
 #[derive(Debug, thiserror::Error)]
@@ -68,12 +75,10 @@ pub(super) async fn forward<G: 'static>(
 ) -> Result<HttpResponse, ForwardError> {
     let request_body = Upload::new(request, body, body_max)?;
     let passed_on = fields::request(request, request_body).map_err(ForwardError::Unreachable)?;
-    let connection = connect(port).await.map_err(ForwardError::Unreachable)?;
+    let passed = Arc::<AtomicU64>::default();
+    let connection = connect(port, Arc::clone(&passed)).await.map_err(ForwardError::Unreachable)?;
     let (mut app, driver) = http1::handshake(TokioIo::new(connection)).await.map_err(|error| no_answer(&error))?;
-    let driver = Driver(actix_web::rt::spawn(async move {
-        // Its errors are those of the answer, or of its body.
-        let _ = driver.await;
-    }));
+    let driver = Driver::spawn(driver);
     let answer = app.send_request(passed_on).await.map_err(|error| no_answer(&error))?;
     let (parts, body) = answer.into_parts();
     let mut answer = fields::answer(&parts).map_err(ForwardError::BadAnswer)?;
@@ -97,16 +102,18 @@ pub(super) async fn forward<G: 'static>(
         // actix would announce chunks all the same.
         answer.head_mut().no_chunking(true);
     }
-    Ok(answer.set_body(Download { body, size, _driver: driver, _held: held }).map_into_boxed_body())
+    Ok(answer.set_body(Download { body, size, passed, _driver: driver, _held: held }).map_into_boxed_body())
 }
 
-async fn connect(port: u16) -> io::Result<Connection> {
+/// A connection to the app at this loopback port, which may refuse for a moment. `passed` counts what is
+/// passed on of its answer's body.
+pub(super) async fn connect(port: u16, passed: Arc<AtomicU64>) -> io::Result<Connection> {
     let until = Instant::now() + REFUSED_FOR;
     loop {
         match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
-                return Ok(Connection(stream));
+                return Ok(Connection { stream, read: 0, passed });
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < until => {
                 tokio::time::sleep(RETRY).await;
@@ -129,7 +136,14 @@ fn no_answer(error: &hyper::Error) -> ForwardError {
 }
 
 /// Closes the app's connection when it is dropped.
-struct Driver(JoinHandle<()>);
+pub(super) struct Driver(JoinHandle<()>);
+
+impl Driver {
+    /// Drives a connection. Its errors are those of the answer, or of its body.
+    pub(super) fn spawn(connection: impl Future<Output = hyper::Result<()>> + 'static) -> Self {
+        Self(actix_web::rt::spawn(async move { drop(connection.await) }))
+    }
+}
 
 impl Drop for Driver {
     fn drop(&mut self) {
@@ -180,6 +194,8 @@ impl Body for Upload {
 struct Download<G> {
     body: Incoming,
     size: BodySize,
+    /// Bytes of it that were passed on.
+    passed: Arc<AtomicU64>,
     _driver: Driver,
     _held: G,
 }
@@ -199,7 +215,10 @@ impl<G> MessageBody for Download<G> {
             let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)?) else { return Poll::Ready(None) };
             match frame.into_data() {
                 // In chunks, an empty one would be the end.
-                Ok(chunk) if !chunk.is_empty() => return Poll::Ready(Some(Ok(chunk))),
+                Ok(chunk) if !chunk.is_empty() => {
+                    self.passed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    return Poll::Ready(Some(Ok(chunk)));
+                }
                 // Trailers end here.
                 _ => {}
             }
@@ -209,7 +228,13 @@ impl<G> MessageBody for Download<G> {
 
 /// A connection whose answer can be read when the app takes no more of the request: it may
 /// answer early and hang up, and hyper would report that it can't write instead of reading on.
-struct Connection(TcpStream);
+pub(super) struct Connection {
+    stream: TcpStream,
+    /// Bytes that the app has sent.
+    read: u64,
+    /// Those of them that were passed on as the answer's body.
+    passed: Arc<AtomicU64>,
+}
 
 /// When nothing can be written any more: never. The reading side is about to end as well.
 fn unless_hung_up<T>(written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -225,13 +250,20 @@ fn unless_hung_up<T>(written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, into)
+        let before = into.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, into))?;
+        self.read += (into.filled().len() - before) as u64;
+        let passed = self.passed.load(Ordering::Relaxed);
+        if self.read > OVERHEAD + passed.saturating_mul(1 + OVERHEAD_PER_BYTE) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "it sends much, and no answer")));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        unless_hung_up(Pin::new(&mut self.0).poll_write(cx, bytes))
+        unless_hung_up(Pin::new(&mut self.stream).poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -239,18 +271,18 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        unless_hung_up(Pin::new(&mut self.0).poll_write_vectored(cx, bytes))
+        unless_hung_up(Pin::new(&mut self.stream).poll_write_vectored(cx, bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -15,6 +15,7 @@ use utoipa::{Modify, OpenApi};
         super::provision::provision,
         super::provision::deprovision,
         super::provision::restore,
+        super::sso::sso,
         super::instances::list,
         super::instances::show,
         super::hosts::put,

@@ -80,6 +80,10 @@ pub enum Problem {
     BadAnswer,
     /// Its data is being removed.
     BeingPurged,
+    /// The user has as many apps as one may have.
+    TooManyApps(u32),
+    /// The app's data takes more of the disk than it may.
+    StorageFull,
     /// Every port is taken.
     NoFreePort,
     /// The manifest can't be asked.
@@ -141,6 +145,8 @@ impl Problem {
             }
             Self::BadAnswer => (S::BAD_GATEWAY, "bad-answer", "This app gave no answer"),
             Self::BeingPurged => (S::CONFLICT, "being-purged", "It is being purged"),
+            Self::TooManyApps(_) => (S::CONFLICT, "too-many-apps", "The user has as many apps as one may have"),
+            Self::StorageFull => (S::INSUFFICIENT_STORAGE, "storage-full", "This app is stopped: its storage is full"),
             Self::NoFreePort => (S::SERVICE_UNAVAILABLE, "no-free-port", "There is no room for another instance"),
             Self::Unavailable => (S::SERVICE_UNAVAILABLE, "unavailable", "The service is unavailable for the moment"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side"),
@@ -178,6 +184,7 @@ impl Problem {
             Self::MalformedBody(why) | Self::InvalidSignature(why) | Self::Forbidden(why) => Some(why.clone()),
             Self::UnsupportedMediaType { taken } => Some(format!("must be {}", taken.join(" or "))),
             Self::NameTaken(which) => Some(format!("the name {which} is taken")),
+            Self::TooManyApps(most) => Some(format!("a user may have {most}")),
             _ => None,
         };
         let errors = match self {
@@ -239,6 +246,8 @@ impl From<ManifestError> for Problem {
                 Self::InvalidFields(vec![FieldError { field: "hosts".to_owned(), detail: error.to_string() }])
             }
             ManifestError::BeingPurged => Self::BeingPurged,
+            ManifestError::TooManyApps(most) => Self::TooManyApps(most),
+            ManifestError::StorageFull(_) => Self::StorageFull,
             ManifestError::NoFreePort => {
                 log::error!(request = RequestId::current(); "no port is free; see tenant.ports");
                 Self::NoFreePort

@@ -1,15 +1,15 @@
 //! POST /provision and POST /deprovision: intent in, and a wait for what becomes of it.
 
 use actix_web::http::header::LOCATION;
-use actix_web::{HttpRequest, HttpResponse, web};
-use serde::Deserialize;
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Api;
 use super::body::Fields;
 use super::problem::{Problem, ProblemDocument};
 use super::view::InstanceView;
 use super::wait::{self, Waited};
+use super::{Api, Settings};
 use crate::clients::Right;
 use crate::failpoint::Boundary;
 use crate::instance::name::{AppName, Email, Username};
@@ -67,6 +67,16 @@ pub(super) struct RestoreRequest {
     appname: String,
 }
 
+/// The answer to POST /provision.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ProvisionedView {
+    #[serde(flatten)]
+    instance: InstanceView,
+    /// Where the caller asks for a link that signs the owner on: the API's own POST /sso.
+    #[schema(example = "http://haas.localhost:8080/sso")]
+    sso_url: String,
+}
+
 /// Gives a user a Hoodie for an app. Asking again changes nothing but the email.
 #[utoipa::path(
     post, path = "/provision",
@@ -76,13 +86,13 @@ pub(super) struct RestoreRequest {
     )),
     params(("Prefer" = Option<String>, Header, description = "`respond-async` (RFC 7240) answers 202 at once")),
     responses(
-        (status = 201, description = "It answers at its endpoint", body = InstanceView,
+        (status = 201, description = "It answers at its endpoint", body = ProvisionedView,
             headers(("Location" = String, description = "Where to ask for it"))),
-        (status = 200, description = "It was there already, and answers at its endpoint; one that rests wakes up for that", body = InstanceView),
-        (status = 202, description = "It does not answer yet; ask at Location", body = InstanceView),
+        (status = 200, description = "It was there already, and answers at its endpoint; one that rests wakes up for that", body = ProvisionedView),
+        (status = 202, description = "It does not answer yet; ask at Location", body = ProvisionedView),
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, description = "Neither a secret nor a signature of a known party", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 409, description = "A name is taken", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "A name is taken, or the user has as many apps as one may have", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "Neither JSON nor a form", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "Every field that won't do", body = ProblemDocument, content_type = "application/problem+json"),
@@ -110,24 +120,24 @@ pub(super) async fn provision(
     let written = provisioned.instance;
     log::info!(instance:% = written.id; "{} provisioned{}", written.container, if provisioned.new { "" } else { " again" });
     if written.state() == State::Running || written.desired.resting() {
-        return Ok(answer(HttpResponse::Ok(), &api, &written));
+        return Ok(provisioned_answer(HttpResponse::Ok(), &api, &written));
     }
     if respond_async(&request) {
         let mut accepted = HttpResponse::Accepted();
         accepted.insert_header(("Preference-Applied", "respond-async"));
-        return Ok(answer(accepted, &api, &written));
+        return Ok(provisioned_answer(accepted, &api, &written));
     }
     let generation = written.generation;
     let over = async |row: &Instance| row.state() == State::Running || row.desired != Desired::Running;
     let Waited { row, .. } = wait::until(&api, written, api.settings.wait, over).await;
     match row.state() {
-        State::Running => Ok(answer(HttpResponse::Created(), &api, &row)),
+        State::Running => Ok(provisioned_answer(HttpResponse::Created(), &api, &row)),
         // Given up by the reconciler: the only thing it gives up over is a foreign container.
         State::Deleted if row.generation == generation => Err(Problem::NameTaken("of the container".to_owned())),
         State::Deleted | State::Deleting => Err(Problem::Superseded),
         // Laid to rest as soon as it was there: the first request wakes it.
-        State::Paused | State::Asleep | State::Archived => Ok(answer(HttpResponse::Ok(), &api, &row)),
-        State::Pending | State::Failed => Ok(answer(HttpResponse::Accepted(), &api, &row)),
+        State::Paused | State::Asleep | State::Archived => Ok(provisioned_answer(HttpResponse::Ok(), &api, &row)),
+        State::Pending | State::Failed => Ok(provisioned_answer(HttpResponse::Accepted(), &api, &row)),
     }
 }
 
@@ -200,7 +210,7 @@ pub(super) async fn deprovision(
         (status = 400, description = "The body can't be read, or has an unknown field", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, description = "Neither a secret nor a signature of a known party", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, description = "There is no such instance, not even a deleted one", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 409, description = "A name is taken, or it is being purged", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "A name is taken, it is being purged, or the user has as many apps as one may have", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 16 KiB", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "Neither JSON nor a form", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "Every field that won't do", body = ProblemDocument, content_type = "application/problem+json"),
@@ -232,6 +242,8 @@ pub(super) async fn restore(
     match row.state() {
         State::Running | State::Paused | State::Asleep | State::Archived => Ok(answer(HttpResponse::Ok(), &api, &row)),
         State::Deleted | State::Deleting => Err(Problem::Superseded),
+        // Its data takes more of the disk than it may: it is there again, and rests.
+        State::Pending if row.desired.resting() => Ok(answer(HttpResponse::Ok(), &api, &row)),
         State::Pending | State::Failed => Ok(answer(HttpResponse::Accepted(), &api, &row)),
     }
 }
@@ -245,8 +257,17 @@ fn respond_async(request: &HttpRequest) -> bool {
     })
 }
 
-fn answer(mut builder: actix_web::HttpResponseBuilder, api: &Api, instance: &Instance) -> HttpResponse {
+fn answer(builder: HttpResponseBuilder, api: &Api, instance: &Instance) -> HttpResponse {
+    located(builder, instance).json(InstanceView::new(instance, api.settings.public))
+}
+
+fn provisioned_answer(builder: HttpResponseBuilder, api: &Api, instance: &Instance) -> HttpResponse {
+    let Settings { domain, public, .. } = &api.settings;
+    let sso_url = format!("{}/sso", public.origin(domain));
+    located(builder, instance).json(ProvisionedView { instance: InstanceView::new(instance, *public), sso_url })
+}
+
+fn located(mut builder: HttpResponseBuilder, instance: &Instance) -> HttpResponseBuilder {
+    builder.insert_header((LOCATION, format!("/instances/{}/{}", instance.username, instance.appname)));
     builder
-        .insert_header((LOCATION, format!("/instances/{}/{}", instance.username, instance.appname)))
-        .json(InstanceView::new(instance, api.settings.public))
 }

@@ -6,11 +6,15 @@ use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 
 use super::hold::hold;
-use super::{Api, Problem, host};
+use super::{Api, Problem, host, own};
 use crate::instance::name::Hostname;
 
 pub(super) async fn unrouted(request: HttpRequest, body: web::Payload, api: web::Data<Api>) -> HttpResponse {
     let host = host(request.head()).and_then(|host| Hostname::parse(&host).ok());
+    // Never the app's, whether it rests or not.
+    if own::is_own(request.uri().path()) {
+        return own::answer(&request, &api, host.as_ref()).await;
+    }
     let found = match &host {
         Some(host) => api.manifest.find_by_host(host).await,
         None => Ok(None),

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::config::Public;
 use crate::instance::name::Email;
 use crate::instance::policy::Overrides;
+use crate::instance::storage::StorageFull;
 use crate::instance::{Instance, Phase, State};
 
 /// An instance as callers see it.
@@ -54,12 +55,15 @@ pub struct InstanceView {
     /// When its users last asked it for something, to within some minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<DateTime<Utc>>,
-    /// Where it departs from the installation's clean-up policy.
+    /// Where it departs from the installation's clean-up policy, and from its bound on the disk.
     #[serde(skip_serializing_if = "is_default")]
     pub policy: Overrides,
     /// Of a deleted one: until when it can be restored for sure; not there for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restorable_until: Option<DateTime<Utc>>,
+    /// That it is stopped because its data takes more of the disk than it may; no request wakes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_full: Option<StorageFull>,
     /// Whether its data is gone, too, and this is the last that is known of it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub purged: bool,
@@ -94,6 +98,7 @@ impl InstanceView {
             last_used_at: instance.last_used_at,
             policy: instance.overrides(),
             restorable_until: instance.restorable_until,
+            storage_full: instance.storage_full.as_deref().copied(),
             purged: false,
             created_at: instance.created_at,
             ready_at: instance.ready_at,

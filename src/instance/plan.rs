@@ -4,10 +4,12 @@
 //! comes back. Crashing between any two steps is harmless because the next call starts from
 //! what is there, not from what was meant to be.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::spec::Spec;
 use super::{Desired, Instance, Phase};
 
 /// What the world looked like a moment ago, as far as this instance goes.
@@ -261,6 +263,19 @@ fn towards_deleted(instance: &Instance, observed: &Observed) -> Step {
 /// Out of HAProxy first; then its last requests.
 fn drain(observed: &Observed, next: Phase) -> Step {
     if observed.routed == Some(false) { Step::Drain(next) } else { Step::AwaitPublish }
+}
+
+/// Gives an instance its next generation, and so its admin another password: its container is made
+/// anew, where somebody may be talking to it in the order of a roll. `spec` is what it is made of where
+/// that was never written down.
+pub fn rotate(instance: &mut Instance, spec: &Spec) {
+    instance.generation += 1;
+    let in_use = matches!(instance.phase, Phase::Ready | Phase::Running | Phase::Restarting | Phase::Draining);
+    instance.rolling |= in_use && instance.desired == Desired::Running;
+    if instance.rolling && instance.next_spec.is_none() {
+        // Of the same as before.
+        instance.next_spec = Some(instance.spec.clone().unwrap_or_else(|| Arc::new(spec.clone())));
+    }
 }
 
 /// How long a failed instance rests: doubled with each failure in a row, up to `max`.

@@ -134,6 +134,10 @@ pub struct Overrides {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "90d")]
     pub purge_after: Option<TimeLimit>,
+    /// How much of the disk its data may take, in MiB; 0 for no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 4096)]
+    pub disk_mib: Option<u32>,
 }
 
 impl Policy {

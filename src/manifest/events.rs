@@ -237,6 +237,19 @@ impl Manifest {
         .await
     }
 
+    /// Writes down a change that is about no instance.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn note_change(&self, kind: &str, detail: Value) -> Result<(), ManifestError> {
+        self.run(async |conn| {
+            let what = (events::kind.eq(kind), events::detail.eq(detail));
+            diesel::insert_into(events::table).values((what, Who::from(&*self.cause))).execute(conn).await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Whether this database role could change events that are written, which a server's own must
     /// not be able to.
     ///

@@ -12,6 +12,7 @@ use super::schema::instances;
 use super::{Cause, Manifest, ManifestError, events, hosts, names, ports};
 use crate::archive::Archive;
 use crate::instance::name::{AppName, Email, Hostname, Username};
+use crate::instance::storage::StorageFull;
 use crate::instance::{Desired, Instance, Phase};
 
 /// Held by a transaction that takes a port or a name, so that two never choose the same.
@@ -41,7 +42,7 @@ impl Manifest {
     /// Writes that an instance should run. Asking again changes nothing but the email.
     ///
     /// # Errors
-    /// [`ManifestError::NameTaken`], [`ManifestError::HostTooLong`] and
+    /// [`ManifestError::NameTaken`], [`ManifestError::HostTooLong`], [`ManifestError::TooManyApps`] and
     /// [`ManifestError::NoFreePort`] change nothing; others when Postgres can't be asked.
     pub async fn provision(&self, new: &NewInstance) -> Result<Provisioned, ManifestError> {
         let (_, host) = names(self, new)?;
@@ -81,6 +82,7 @@ impl Manifest {
         archive: Option<&Archive>,
     ) -> Result<InstanceRow, ManifestError> {
         let (container, host) = names(self, new)?;
+        self.has_room_for_another(conn, &new.username).await?;
         let port = self.free_port(conn).await?;
         // Everything else is as the table's own defaults have it.
         diesel::insert_into(instances::table)
@@ -111,10 +113,14 @@ impl Manifest {
         host: &str,
         event: &str,
     ) -> Result<Instance, ManifestError> {
+        self.has_room_for_another(conn, &instance.username).await?;
         let port = match instance.port {
             Some(port) => i32::from(port),
             None => self.free_port(conn).await?,
         };
+        // What has no room for its data is there again, and not run.
+        let desired = if instance.is_full(self.disk_mib) { Desired::Asleep } else { Desired::Running };
+        let full = instance.storage_full.as_deref().filter(|_| desired == Desired::Asleep);
         // A tombstone starts again at once; what is still on its way out is turned round by the
         // reconciler, which owns the phase.
         let phase = if instance.live() { instance.phase } else { Phase::Pending };
@@ -123,7 +129,7 @@ impl Manifest {
         let row: InstanceRow = diesel::update(instances::table.find(instance.id))
             .set((
                 (
-                    instances::desired.eq(Desired::Running.as_str()),
+                    instances::desired.eq(desired.as_str()),
                     instances::phase.eq(phase.as_str()),
                     instances::phase_since.eq(diesel::dsl::now),
                     instances::generation.eq(instances::generation + 1),
@@ -134,7 +140,7 @@ impl Manifest {
                 (
                     instances::attempts.eq(0),
                     instances::next_attempt_at.eq(None::<DateTime<Utc>>),
-                    instances::last_error.eq(None::<String>),
+                    instances::last_error.eq(full.map(StorageFull::why)),
                     instances::last_log.eq(None::<String>),
                     instances::restored.eq(false),
                     instances::ready_at.eq(None::<DateTime<Utc>>),
@@ -145,6 +151,7 @@ impl Manifest {
                     instances::spec.eq(json!(self.spec)),
                     instances::next_spec.eq(None::<Value>),
                     instances::rolling.eq(false),
+                    instances::storage_full.eq(full.map(|full| json!(full))),
                 ),
             ))
             .returning(InstanceRow::as_returning())
@@ -220,6 +227,26 @@ impl Manifest {
         let Some(row) = row else { return Ok(None) };
         events::append(conn, &self.cause, row.id, event, detail).await?;
         Ok(Some(row.try_into()?))
+    }
+
+    /// Whether a user may have one more app. The caller holds the intent lock.
+    async fn has_room_for_another(
+        &self,
+        conn: &mut AsyncPgConnection,
+        username: &Username,
+    ) -> Result<(), ManifestError> {
+        let most = self.apps_per_user;
+        if most == 0 {
+            return Ok(());
+        }
+        let gone = [Desired::Deleted.as_str(), Desired::Purged.as_str()];
+        let apps: i64 = instances::table
+            .filter(instances::username.eq(username.as_str()))
+            .filter(instances::desired.ne_all(gone))
+            .count()
+            .get_result(conn)
+            .await?;
+        if apps < i64::from(most) { Ok(()) } else { Err(ManifestError::TooManyApps(most)) }
     }
 
     /// The lowest port that nobody has. The caller holds the intent lock.

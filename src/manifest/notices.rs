@@ -1,4 +1,5 @@
-//! What owners are told before something happens to their data, until it was delivered.
+//! What owners are told: before something happens to their data, and when it takes more of the disk than
+//! it may. Until it was delivered.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -130,7 +131,9 @@ impl Manifest {
         self.run(async move |conn| {
             diesel::sql_query(
                 "DELETE FROM notices USING instances WHERE instances.id = instance_id
-                   AND phase_since <> stay",
+                   AND CASE kind WHEN 'storage-full'
+                       THEN storage_full IS NULL OR (storage_full->>'since')::timestamptz <> stay
+                       ELSE phase_since <> stay END",
             )
             .execute(conn)
             .await?;

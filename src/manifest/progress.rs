@@ -49,7 +49,9 @@ impl Manifest {
         let mut progress = Progress { observed_generation: Some(instance.generation), ..Progress::default() };
         let mut detail = json!({});
         if instance.rolling {
-            detail = json!({ "rolled": instance.next_spec.as_deref() });
+            if instance.next_spec != instance.spec {
+                detail = json!({ "rolled": instance.next_spec.as_deref() });
+            }
             progress.spec = Some(instance.next_spec.as_deref().map(|spec| json!(spec)));
             progress.next_spec = Some(None);
             progress.rolling = Some(false);
@@ -189,8 +191,9 @@ impl Manifest {
             // What it was made of before is known to work: at once.
             progress.next_attempt_at = Some(Some(Utc::now()));
             (progress.next_spec, progress.rolling) = (Some(None), Some(false));
-            // One that was in trouble before says nothing about what it is made of.
-            if instance.attempts == 0 && matches!(instance.phase, Phase::Starting | Phase::Ready) {
+            // One that was in trouble before, or is made anew of the same, says nothing about what it is made of.
+            let other = instance.next_spec != instance.spec;
+            if other && instance.attempts == 0 && matches!(instance.phase, Phase::Starting | Phase::Ready) {
                 detail = json!({ "error": error, "rolled back from": spec });
                 return self.enter_halting(instance, Phase::Failed, progress, detail, Some(json!(spec))).await;
             }

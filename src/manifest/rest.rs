@@ -5,13 +5,13 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::intents::{latest, lock_intents};
 use super::rows::InstanceRow;
 use super::schema::{installation, instances};
-use super::{Manifest, ManifestError, NewInstance, events};
+use super::{Manifest, ManifestError, NewInstance, events, storage};
 use crate::archive::Archive;
 use crate::instance::name::{AppName, Username};
 use crate::instance::policy::{Descent, Overrides};
@@ -83,8 +83,9 @@ impl Manifest {
     /// `None` if it is gone. However many ask, it is woken once.
     ///
     /// # Errors
-    /// [`ManifestError::NoFreePort`] when an archived one can't have a port; others when Postgres
-    /// can't be asked.
+    /// [`ManifestError::NoFreePort`] when an archived one can't have a port;
+    /// [`ManifestError::StorageFull`] when its data takes more of the disk than it may; others when
+    /// Postgres can't be asked.
     pub async fn wake(&self, id: Uuid, why: &str) -> Result<Option<Instance>, ManifestError> {
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async move |conn| {
@@ -101,6 +102,9 @@ impl Manifest {
                 if !instance.desired.resting() {
                     return Ok(Some(instance).filter(|instance| !instance.desired.gone()));
                 }
+                if let Some(full) = instance.storage_full.as_deref().filter(|_| instance.is_full(self.disk_mib)) {
+                    return Err(ManifestError::StorageFull(full.why()));
+                }
                 let port = match instance.port {
                     Some(port) => i32::from(port),
                     None => self.free_port(conn).await?,
@@ -112,6 +116,7 @@ impl Manifest {
                         instances::attempts.eq(0),
                         instances::next_attempt_at.eq(None::<DateTime<Utc>>),
                         instances::last_error.eq(None::<String>),
+                        instances::storage_full.eq(None::<Value>),
                         instances::last_used_at.eq(Utc::now()),
                         instances::updated_at.eq(diesel::dsl::now),
                     ))
@@ -131,7 +136,7 @@ impl Manifest {
     /// left as it is. `None` if there is none.
     ///
     /// # Errors
-    /// [`ManifestError::NameTaken`], [`ManifestError::NoFreePort`] and
+    /// [`ManifestError::NameTaken`], [`ManifestError::NoFreePort`], [`ManifestError::TooManyApps`] and
     /// [`ManifestError::BeingPurged`] change nothing; others when Postgres can't be asked.
     pub async fn restore(&self, username: &Username, appname: &AppName) -> Result<Option<Restored>, ManifestError> {
         self.run(async |conn| {
@@ -159,7 +164,8 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ManifestError::Exists`] when there is one, or a tombstone, of this name;
-    /// [`ManifestError::NameTaken`], [`ManifestError::NoFreePort`]; others when Postgres can't be asked.
+    /// [`ManifestError::NameTaken`], [`ManifestError::NoFreePort`], [`ManifestError::TooManyApps`]; others when Postgres
+    /// can't be asked.
     pub async fn import(&self, id: Uuid, new: &NewInstance, archive: &Archive) -> Result<Instance, ManifestError> {
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async |conn| {
@@ -204,6 +210,9 @@ impl Manifest {
                     let since = if instance.phase == Phase::Deleted { instance.phase_since } else { Utc::now() };
                     until = self.policy.with(&overrides).purge_after.from(since);
                 }
+                // A limit that was raised lets it go.
+                let own = Instance { overrides: Some(Box::new(overrides)), ..instance.clone() };
+                let freed = instance.storage_full.is_some() && !own.is_full(self.disk_mib);
                 let row: InstanceRow = diesel::update(instances::table.find(instance.id))
                     .set((
                         instances::overrides.eq(json!(overrides)),
@@ -214,6 +223,7 @@ impl Manifest {
                     .get_result(conn)
                     .await?;
                 events::append(conn, &self.cause, instance.id, "policy changed", json!(overrides)).await?;
+                let row = if freed { storage::free(conn, &self.cause, instance.id).await? } else { row };
                 Ok(Some(row.try_into()?))
             })
             .await

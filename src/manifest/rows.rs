@@ -45,6 +45,7 @@ pub(super) struct InstanceRow {
     pub next_spec: Option<Value>,
     pub rolling: bool,
     pub restorable_until: Option<DateTime<Utc>>,
+    pub storage_full: Option<Value>,
 }
 
 impl TryFrom<InstanceRow> for Instance {
@@ -92,6 +93,7 @@ impl TryFrom<InstanceRow> for Instance {
             next_spec: row.next_spec.map(Spec::from_json).transpose().map_err(|e| corrupt(&e))?,
             rolling: row.rolling,
             restorable_until: row.restorable_until,
+            storage_full: row.storage_full.map(serde_json::from_value).transpose().map_err(|e| corrupt(&e))?,
         })
     }
 }

@@ -41,6 +41,7 @@ diesel::table! {
         next_spec -> Nullable<Jsonb>,
         rolling -> Bool,
         restorable_until -> Nullable<Timestamptz>,
+        storage_full -> Nullable<Jsonb>,
     }
 }
 
@@ -106,6 +107,16 @@ diesel::table! {
         client_id -> Text,
         nonce -> Text,
         expires_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sign_on_tokens (hash) {
+        hash -> Bytea,
+        instance_id -> Uuid,
+        generation -> BigInt,
+        expires_at -> Timestamptz,
+        created_at -> Timestamptz,
     }
 }
 

@@ -225,7 +225,8 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
             return Err(Halt::Failed(format!("its volume {} is gone", instance.volume())));
         }
         let DataFound(found) = containers.prepare_data(instance).await?;
-        if found && !instance.restored {
+        // From before this life, not just from before the admin's last password.
+        if found && !instance.restored && !instance.returning() {
             manifest.restored(instance).await?;
         }
         match containers.create(instance).await {

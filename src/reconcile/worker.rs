@@ -97,6 +97,7 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
             never = self.passes(&mut actor) => match never {},
             never = self.watch_uses() => match never {},
             never = self.world.tell_owners() => match never {},
+            never = self.world.watch_disk() => match never {},
         }
     }
 

@@ -11,6 +11,8 @@ export const { values: options } = parseArgs({
     ca: text,
     answer: { ...text, multiple: true, default: [] },
     hammer: { ...text, multiple: true, default: [] },
+    'sign-on': text,
+    picture: text,
     wake: { ...text, multiple: true, default: [] },
     work: text,
     screenshots: text,

@@ -9,6 +9,7 @@ import { setTimeout } from 'node:timers/promises'
 import { serveAppmaker } from './appmaker.mjs'
 import { follow } from './bridge.mjs'
 import { options, wanted } from './options.mjs'
+import { signOn } from './owner.mjs'
 import { openProfile } from './profile.mjs'
 
 const HAMMER_AT_ONCE = 20
@@ -43,6 +44,13 @@ process.exit()
 async function run () {
   const { endpoint, ca } = options
   step = 'the browser starts'
+  if (options['sign-on']) {
+    const owner = await profile('owner', ca)
+    seen.browser = owner.browser().version()
+    const tell = (what, page) => { step = what; pages.owner = page }
+    seen.owner = await signOn(owner, options['sign-on'], options.picture, tell)
+    return
+  }
   const [first, second] = [await profile('first', ca), await profile('second', ca)]
   seen.browser = first.browser().version()
   if (ca) {

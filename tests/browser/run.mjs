@@ -1,12 +1,14 @@
 // Uses a provisioned Hoodie as people do, in a real browser: two profiles, from the app's own origin and from another.
 //
-//   node run.mjs --endpoint URL [--ca FILE] [--answer STATUS=URL]... [--hammer STATUS=URL]... [--wake STATUS=URL]...
+//   node run.mjs --endpoint URL [--ca FILE] [--sign-on LINK --picture FILE] [--answer STATUS=URL]... [--hammer STATUS=URL]... [--wake STATUS=URL]...
 //
 //   --endpoint    of a running app, such as https://notes.alice.haas.localhost:8443/hoodie/
 //   --ca          PEM file of the authority that the profiles trust; a profile that doesn't is refused, which is checked
 //   --answer      what a page of another origin must be able to read there: a problem document of that status
 //   --hammer      the same, after as many requests as it takes, while the app at the endpoint answers as ever
 //   --wake        what a page of another origin reads there at last, though the app sleeps when it asks
+//   --sign-on     instead of all that: a link that signs the owner on, opened in a profile of its own
+//   --picture     where the dashboard's picture is written then (PNG)
 //   --work        folder for all that the run makes but screenshots (a temporary one, removed at the end)
 //   --screenshots folder for pictures of the pages, taken when it fails (a temporary one)
 //   --limit       seconds that everything may take (150)

@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod echo;
 pub mod hoodie;
+pub mod hostile;
 pub mod house;
 pub mod installation;
 pub mod tenants;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::DateTime;
 use futures_util::stream::BoxStream;
-use haas::containers::{Containers, ContainersError, Data, DataFound, Owned, OwnedVolume};
+use haas::containers::{Containers, ContainersError, Data, DataFound, Disk, Owned, OwnedVolume, VolumeBound};
 use haas::instance::Instance;
 use haas::instance::plan::{Container, Seen, Status};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -119,6 +119,14 @@ impl Containers for Tenants {
 
     async fn remove_volume(&self, _: &str) -> Result<(), ContainersError> {
         Ok(())
+    }
+
+    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<u64>>, ContainersError> {
+        Ok(vec![Some(0); volumes.len()])
+    }
+
+    async fn disk(&self) -> Option<Disk> {
+        None
     }
 
     async fn stray_networks(&self) -> Result<Vec<String>, ContainersError> {

@@ -1,4 +1,5 @@
 //! A receiver of notices on loopback: takes down what it was sent, and answers as it is told.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::query_parameters::{
-    DownloadFromContainerOptions, ListNetworksOptions, ListVolumesOptions, RemoveVolumeOptions,
-    UploadToContainerOptions,
+    DownloadFromContainerOptions, ListVolumesOptions, RemoveVolumeOptions, UploadToContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -91,16 +90,6 @@ impl Docker {
             Err(error) if status(&error) == Some(404) => Ok(()),
             Err(error) => Err(classify(error)),
         }
-    }
-
-    /// Networks with our installation's label other than the one in use.
-    pub(super) async fn other_networks(&self) -> Result<Vec<String>, ContainersError> {
-        let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
-        let filters = HashMap::from([("label".to_owned(), vec![label])]);
-        let options = ListNetworksOptions { filters: Some(filters) };
-        let found = self.client().await?.list_networks(Some(options)).await.map_err(classify)?;
-        let own = spec::network_name(self.settings.installation);
-        Ok(found.into_iter().filter_map(|network| network.name).filter(|name| *name != own).collect())
     }
 
     /// Whether the engine has an image.

@@ -52,6 +52,10 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
             Seen::Absent => {}
             Seen::Foreign => return Err(ContainersError::NameHeld(instance.container.to_string())),
         }
+        // One that was laid to rest before it ever ran has no data yet.
+        if instance.generation == 1 && !instance.returning() {
+            containers.prepare_data(instance).await?;
+        }
         // To make an empty one, and archive that, would be to lose the data.
         if !containers.has_volume(&instance.volume()).await? {
             return Err(ContainersError::Refused(format!("its volume {} is gone", instance.volume())));

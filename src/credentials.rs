@@ -1,4 +1,4 @@
-//! The tenants' admin passwords: derived, so that they rest nowhere.
+//! What the tenants' admins are known by: derived from one key, so that it rests nowhere.
 
 use std::fmt;
 use std::fs;
@@ -29,6 +29,11 @@ pub enum KeyError {
     #[error("{0}: must hold {KEY_LENGTH} bytes in hexadecimal")]
     Malformed(String),
 }
+
+/// Keeps what is derived for one purpose apart from an admin password, whose message is 24 bytes long.
+const SESSION_SALT: &[u8] = b"haas: salt of the admin's sessions";
+/// Octets of a salt, as Hoodie itself makes them.
+const SALT_LENGTH: usize = 16;
 
 /// The installation's key for admin passwords. Losing it changes every tenant's password at
 /// its next container; its holder can sign on to every tenant.
@@ -71,10 +76,22 @@ impl InstanceKey {
     /// The admin password of one generation of an instance.
     #[must_use]
     pub fn admin_password(&self, instance: Uuid, generation: i64) -> String {
+        hex::encode(self.derive(&[], instance, generation))
+    }
+
+    /// The salt of the admin's sessions with one generation of an instance: what makes them good
+    /// is the same after each start. Not its password's.
+    #[must_use]
+    pub fn session_salt(&self, instance: Uuid, generation: i64) -> String {
+        hex::encode(&self.derive(SESSION_SALT, instance, generation)[..SALT_LENGTH])
+    }
+
+    fn derive(&self, purpose: &[u8], instance: Uuid, generation: i64) -> [u8; KEY_LENGTH] {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).unwrap_or_else(|_| unreachable!("HMAC takes any key"));
+        mac.update(purpose);
         mac.update(instance.as_bytes());
         mac.update(&generation.to_be_bytes());
-        hex::encode(mac.finalize().into_bytes())
+        mac.finalize().into_bytes().into()
     }
 }
 
@@ -118,6 +135,19 @@ mod tests {
         // By hand: HMAC-SHA256(07 × 32, 00…01 ‖ 0000000000000001).
         insta::assert_snapshot!(key.admin_password(a, 1));
         assert_eq!(format!("{key:?}"), "InstanceKey(..)");
+    }
+
+    #[test]
+    fn salts_differ_by_instance_and_generation_and_tell_nothing_of_the_password() {
+        let key = InstanceKey::new([7; 32]);
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let salt = key.session_salt(a, 1);
+        assert!(salt.len() == 32 && salt == key.session_salt(a, 1));
+        assert_ne!(salt, key.session_salt(a, 2));
+        assert_ne!(salt, key.session_salt(b, 1));
+        assert!(!key.admin_password(a, 1).contains(&salt));
+        // By hand: the first 16 bytes of HMAC-SHA256(07 × 32, "haas: salt of the admin's sessions" ‖ 00…01 ‖ 0000000000000001).
+        insta::assert_snapshot!(salt);
     }
 
     #[test]

@@ -1,0 +1,178 @@
+//! `haas client`: who may ask the control API, and for what.
+
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::Path;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::intent::named;
+use super::table::{print, table};
+use super::{Global, Outcome, settings};
+use crate::clients::{self, Clients, Policy, Right, UsernamePattern, Usernames};
+use crate::credentials::make_secret;
+use crate::whole_file::{self, Durability};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Client {
+    /// List clients, their keys and what they may do
+    List(List),
+    /// Make a client with a key, or another key for one that is there
+    Add(Add),
+    /// Take one of a client's keys away, or the whole client
+    Remove(Remove),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// A JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Add {
+    /// Its id: letters, digits, - and _
+    client: String,
+    /// A name for the key, beside one that is there
+    #[arg(long)]
+    key: Option<String>,
+    /// What it may do: provision, deprovision, read, sso or admin; several times. Without, everything
+    #[arg(long = "right", value_name = "RIGHT", value_parser = Right::parse)]
+    rights: Vec<Right>,
+    /// For whom: a username, or the beginning of some and a star; several times. Without, for everybody
+    #[arg(long = "user", value_name = "PATTERN", value_parser = |text: &str| UsernamePattern::try_from(text.to_owned()))]
+    usernames: Vec<UsernamePattern>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// Its id
+    client: String,
+    /// This key alone
+    #[arg(long)]
+    key: Option<String>,
+}
+
+pub(super) async fn run(global: &Global, command: &Client) -> anyhow::Result<Outcome> {
+    let config = settings::of_server(global)?;
+    let dir = &config.secrets.dir;
+    let (done, kind, detail) = match command {
+        Client::List(arguments) => return list(dir, arguments),
+        Client::Add(arguments) => {
+            (add(dir, arguments)?, "client added", json!({ "client": arguments.client, "key": arguments.key }))
+        }
+        Client::Remove(arguments) => {
+            (remove(dir, arguments)?, "client removed", json!({ "client": arguments.client, "key": arguments.key }))
+        }
+    };
+    if done == Outcome::Done {
+        settings::manifest(&config).note_change(kind, detail).await?;
+    }
+    Ok(done)
+}
+
+fn list(dir: &Path, arguments: &List) -> anyhow::Result<Outcome> {
+    let clients = Clients::read(dir)?;
+    for mistake in clients.mistakes() {
+        eprintln!("haas: {mistake}");
+    }
+    let rights = |policy: &Policy| policy.rights.iter().map(|right| right.as_str()).collect::<Vec<_>>();
+    let usernames = |policy: &Policy| match &policy.usernames {
+        Usernames::All => vec!["*".to_owned()],
+        Usernames::Some(patterns) => patterns.iter().map(ToString::to_string).collect(),
+    };
+    if arguments.json {
+        let keys = clients.keys().into_iter().map(|key| {
+            let policy = &key.client.policy;
+            json!({ "key": key.id, "client": key.client.id, "rights": rights(policy), "usernames": usernames(policy) })
+        });
+        say!("{}", serde_json::to_string_pretty(&keys.collect::<Vec<_>>())?);
+        return Ok(Outcome::Done);
+    }
+    let mut rows = table(&["CLIENT", "KEY", "RIGHTS", "USERS"]);
+    for key in clients.keys() {
+        let policy = &key.client.policy;
+        rows.add_row([key.client.id.clone(), key.id.clone(), rights(policy).join(" "), usernames(policy).join(" ")]);
+    }
+    print(&rows);
+    Ok(Outcome::Done)
+}
+
+fn add(dir: &Path, arguments: &Add) -> anyhow::Result<Outcome> {
+    if !are_names(&arguments.client, arguments.key.as_deref()) {
+        return Ok(Outcome::Refused);
+    }
+    let path = dir.join(clients::key_file(&arguments.client, arguments.key.as_deref()));
+    if path.exists() {
+        eprintln!("haas: {} is there already; --key gives another one a name", path.display());
+        return Ok(Outcome::Refused);
+    }
+    let policy_path = dir.join(clients::policy_file(&arguments.client));
+    let restricted = !arguments.rights.is_empty() || !arguments.usernames.is_empty();
+    // Before the key: there is no moment in which it may do more.
+    if restricted {
+        if policy_path.exists() {
+            eprintln!("haas: {} is there already: change it there", policy_path.display());
+            return Ok(Outcome::Refused);
+        }
+        let text = Policy::write(&arguments.rights, &arguments.usernames);
+        whole_file::replace(&policy_path, text.as_bytes(), 0o600, Durability::Power)
+            .with_context(|| policy_path.display().to_string())?;
+        hand_over(dir, &policy_path)?;
+    }
+    make_secret(&path).with_context(|| path.display().to_string())?;
+    hand_over(dir, &path)?;
+    say!("{}", path.display());
+    Ok(Outcome::Done)
+}
+
+fn remove(dir: &Path, arguments: &Remove) -> anyhow::Result<Outcome> {
+    let key = arguments.key.as_deref();
+    if !are_names(&arguments.client, key) {
+        return Ok(Outcome::Refused);
+    }
+    let files: Vec<String> = match key {
+        Some(_) => vec![clients::key_file(&arguments.client, key)],
+        None => Clients::read(dir)?
+            .keys()
+            .into_iter()
+            .filter(|key| key.client.id == arguments.client)
+            .map(|key| format!("{}.secret", key.id))
+            .collect(),
+    };
+    let present: Vec<_> = files.iter().map(|file| dir.join(file)).filter(|path| path.exists()).collect();
+    if present.is_empty() {
+        eprintln!("haas: there is no such key");
+        return Ok(Outcome::NotFound);
+    }
+    for path in &present {
+        std::fs::remove_file(path).with_context(|| path.display().to_string())?;
+        say!("{} is removed", path.display());
+    }
+    // What it was allowed stays for its other keys; without any, it goes after them.
+    if key.is_none() {
+        match std::fs::remove_file(dir.join(clients::policy_file(&arguments.client))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Whether these can be a client's id and a key's name; what is wrong with them is said.
+fn are_names(client: &str, key: Option<&str>) -> bool {
+    let client = named("client", clients::check_id(client));
+    client.is_some() && key.is_none_or(|key| named("key", clients::check_id(key)).is_some())
+}
+
+/// Gives a file to whoever has the folder: the server, where this command was root's.
+fn hand_over(dir: &Path, path: &Path) -> anyhow::Result<()> {
+    let owner = std::fs::metadata(dir)?;
+    let file = std::fs::metadata(path)?;
+    if (owner.uid(), owner.gid()) != (file.uid(), file.gid()) {
+        chown(path, Some(owner.uid()), Some(owner.gid())).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
