@@ -190,6 +190,30 @@ async fn ways_in(party: &mut Party) -> Vec<String> {
     vec![KEY.to_owned(), WRONG.to_owned(), signature, wrong_signature, TOKEN.to_owned()]
 }
 
+/// The owner's way in, by a command's link and by the API's; returns what was handed out.
+async fn sign_on(party: &mut Party) -> Vec<String> {
+    let username = party.haas.user("carol");
+    let (code, link, errors) = party.haas.haas(&["sso", &username, "notes"]).await;
+    assert_eq!(code, 0, "{errors}");
+    let request = party.request(Method::POST, "/sso").bearer_auth(KEY);
+    let issued = party.send(request.json(&json!({ "username": username, "appname": "notes" })), 201).await;
+    let mut handed_out = Vec::new();
+    for link in [link.trim(), issued["url"].as_str().unwrap()] {
+        let token = link.rsplit_once("token=").unwrap().1.to_owned();
+        let hoodie = party.haas.hoodie("carol", "notes");
+        let page = hoodie.get(&format!("/.haas/sso?token={token}")).await.unwrap().text().await.unwrap();
+        handed_out.push(page.split_once("\"id\":\"").unwrap().1.split_once('"').unwrap().0.to_owned());
+        // Once more, and nearly.
+        for token in [token.clone(), token.replace(['0', '1', '2'], "3")] {
+            let answer = hoodie.get(&format!("/.haas/sso?token={token}")).await.unwrap();
+            assert_eq!(answer.status(), 403);
+            party.refused.add("a page that says no", answer.text().await.unwrap());
+            handed_out.push(token);
+        }
+    }
+    handed_out
+}
+
 async fn commands(party: &mut Party, seen: &mut Seen) {
     let sleeper = party.haas.user("alice");
     for (arguments, shows_owner) in [
@@ -198,6 +222,7 @@ async fn commands(party: &mut Party, seen: &mut Seen) {
         (vec!["sleep", &sleeper, "notes"], false),
         (vec!["host", "add", &sleeper, "notes", "www.example.org"], false),
         (vec!["policy", &sleeper, "notes"], false),
+        (vec!["rotate", &sleeper, "notes"], false),
         (vec!["list"], false),
         (vec!["list", "--json"], true),
         (vec!["show", &sleeper, "notes"], true),
@@ -238,7 +263,9 @@ fn secrets_of(haas: &Installation, rows: &str) -> Vec<String> {
     let mut passwords = 0;
     for (id, generation) in rows.lines().filter_map(|row| row.split_once(' ')) {
         let (id, last): (uuid::Uuid, i64) = (id.parse().unwrap(), generation.parse().unwrap());
-        secrets.extend((1..=last).map(|generation| key.admin_password(id, generation)));
+        for generation in 1..=last {
+            secrets.extend([key.admin_password(id, generation), key.session_salt(id, generation)]);
+        }
         passwords += last;
     }
     assert!(passwords >= 5 && secrets.len() >= 8, "{rows}");
@@ -296,10 +323,10 @@ async fn no_secret_is_where_others_look() {
     receiver.refuse(&sleeper, 500);
 
     let mut secrets = ways_in(&mut party).await;
+    secrets.extend(sign_on(&mut party).await);
 
     // What becomes of them.
     let mut seen = Seen::default();
-    let host = format!("notes.{sleeper}.haas.localhost");
     commands(&mut party, &mut seen).await;
     eventually("a notice was refused", LIMIT, || async { receiver.about(&sleeper).pop() }).await;
     let mut rows = party.haas.sql(ROWS).await;
@@ -313,7 +340,7 @@ async fn no_secret_is_where_others_look() {
         let text = party.request(Method::GET, path).send().await.unwrap().text().await.unwrap();
         seen.add(path, text);
     }
-    let answer = party.request(Method::GET, "/").header("host", &host).send().await;
+    let answer = party.haas.hoodie("alice", "notes").get("/").await;
     assert!(answer.is_ok(), "the first request wakes it: {answer:?}");
 
     let Party { haas, refused } = party;
