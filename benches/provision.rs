@@ -194,7 +194,8 @@ impl Baseline {
         let command = format!(
             "run -d --name {name} --label haas.bench={word} --init --cap-drop ALL --security-opt no-new-privileges \
              --read-only --tmpfs /tmp:rw,noexec,nosuid,nodev,size=16m --memory {memory}m --memory-swap {memory}m \
-             --cpus {cpus} --cpu-shares 256 --pids-limit {pids} --oom-score-adj 500 --ulimit nofile=16384:16384 --shm-size 1m --restart unless-stopped --log-driver json-file \
+             --cpus {cpus} --cpu-shares 256 --pids-limit {pids} --oom-score-adj 500 --ulimit nofile=16384:16384 --ipc none \
+             --dns 127.0.0.1 --dns-option timeout:1 --dns-option attempts:1 --restart unless-stopped --log-driver json-file \
              --log-opt max-size={log}m --log-opt max-file=2 --network {word} -p 127.0.0.1:{port}:80 \
              --mount type=volume,source={name},target=/app/data -e hoodie_adminPassword={password} {image}",
             word = self.name,
