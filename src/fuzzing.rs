@@ -12,6 +12,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("names", crate::instance::fuzzing::names),
     ("payload", crate::http::fuzzing::payload),
     ("signature", crate::http::fuzzing::signature),
+    ("sso_token", crate::http::fuzzing::sso_token),
     ("runtime_socket", crate::haproxy::fuzzing::runtime_socket),
 ];
 

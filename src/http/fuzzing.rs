@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use sha2::Sha256;
 
 use super::body::{Fields, Pairs, from_form, from_json};
+pub use super::own::fuzzing::sso_token;
 use super::problem::Problem;
 use super::signature::{Message, Signature, SignatureError, content_digest};
 use crate::instance::hosts::{EXTRA_HOSTS_MAX, extra_host};

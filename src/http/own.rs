@@ -5,6 +5,8 @@
 //! answers with a page on the app's own origin that keeps the session where the dashboard looks
 //! for it. The password stays on this machine.
 
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
 mod login;
 mod page;
 
