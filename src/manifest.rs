@@ -88,8 +88,9 @@ pub enum ManifestError {
     /// The container name, or the host, belongs to another live instance.
     #[error("the name {0} is taken")]
     NameTaken(String),
-    /// The name parts are legal each, but make a host that is too long.
-    #[error("the host name would be too long")]
+    /// The name parts are legal each, but make a host that is too long, or `xn--…`, which is another name's
+    /// form.
+    #[error("the host name would be too long, or be another name's ASCII form")]
     HostTooLong,
     /// More custom domains than one instance may have.
     #[error("an instance has at most {EXTRA_HOSTS_MAX} extra hosts")]

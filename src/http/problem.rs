@@ -240,7 +240,8 @@ impl From<ManifestError> for Problem {
             ManifestError::NameTaken(which) => Self::NameTaken(which),
             ManifestError::HostTooLong => Self::InvalidFields(vec![FieldError {
                 field: "appname".to_owned(),
-                detail: "username and appname together make a host name that is too long".to_owned(),
+                detail: "username and appname together make a host name that is too long, or begins with xn--"
+                    .to_owned(),
             }]),
             ManifestError::TooManyHosts => {
                 Self::InvalidFields(vec![FieldError { field: "hosts".to_owned(), detail: error.to_string() }])

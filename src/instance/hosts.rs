@@ -71,7 +71,7 @@ pub struct Obstacle {
 /// See [`Obstacle`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Why {
-    /// The pattern makes a host of its names that is too long.
+    /// The pattern makes a host of its names that is too long, or begins with `xn--`.
     TooLong,
     /// A custom domain of it is, or is below, what is the installation's domain now.
     OfTheDomain(Hostname),
@@ -81,7 +81,9 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { username, appname, why } = self;
         match why {
-            Why::TooLong => write!(f, "the host of app {appname} of {username} would be too long"),
+            Why::TooLong => {
+                write!(f, "the host of app {appname} of {username} would be too long, or be another name's ASCII form")
+            }
             Why::OfTheDomain(host) => write!(
                 f,
                 "{host} belongs to the installation's domain now: haas host remove {username} {appname} {host}"

@@ -32,9 +32,6 @@ pub const RESERVED: &[&str] = &[
     "webmaster",
     "wpad",
     "www",
-    // With the flat host pattern an app of this name gets `xn--<user>`, which programs show as whatever
-    // the user's name stands for in Punycode (RFC 5890, section 2.3.2.1).
-    "xn",
 ];
 
 /// Why a name was refused. The texts go to clients, so they never repeat the input.
@@ -270,7 +267,9 @@ impl HostPattern {
     /// The host of an app.
     ///
     /// # Errors
-    /// [`NameError::TooLong`] when the whole host, or the flat form's label, is over the limit.
+    /// [`NameError::TooLong`] when the whole host, or the flat form's label, is over the limit;
+    /// [`NameError::Reserved`] when that label would be `xn--<user>`, which programs show as whatever the user's
+    /// name stands for in Punycode (RFC 5890, section 2.3.2.1).
     pub fn host(self, username: &Username, appname: &AppName, domain: &Hostname) -> Result<Hostname, NameError> {
         match self {
             Self::Nested => Hostname::parse(&format!("{appname}.{username}.{domain}")),
@@ -278,6 +277,9 @@ impl HostPattern {
                 let label = format!("{appname}--{username}");
                 if label.len() > LABEL_MAX {
                     return Err(NameError::TooLong { max: LABEL_MAX });
+                }
+                if label.starts_with("xn--") {
+                    return Err(NameError::Reserved);
                 }
                 Hostname::parse(&format!("{label}.{domain}"))
             }
@@ -310,7 +312,6 @@ mod tests {
             ("a b", NameError::NotALabel),
             ("a_b", NameError::NotALabel),
             ("WWW", NameError::Reserved),
-            ("xn", NameError::Reserved),
         ] {
             assert_eq!(Username::parse(input), Err(error), "{input:?}");
         }
@@ -359,6 +360,9 @@ mod tests {
         let long = Username::parse(&"u".repeat(60)).unwrap();
         assert!(HostPattern::Nested.host(&long, &app, &domain).is_ok());
         assert_eq!(HostPattern::Flat.host(&long, &app, &domain), Err(NameError::TooLong { max: 63 }));
+        let puny = AppName::parse("xn").unwrap();
+        assert_eq!(HostPattern::Flat.host(&user, &puny, &domain), Err(NameError::Reserved));
+        assert_eq!(HostPattern::Nested.host(&user, &puny, &domain).unwrap().as_str(), "xn.alice.haas.localhost");
         let domain = Hostname::parse(&format!("{0}.{0}.{0}", "d".repeat(62))).unwrap();
         assert_eq!(HostPattern::Nested.host(&long, &app, &domain), Err(NameError::TooLong { max: 253 }));
     }
