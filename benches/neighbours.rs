@@ -3,7 +3,7 @@
 //! is a fork bomb, a memory hog, a disk filler, a CPU burner or a log flood. Each is measured in turns
 //! with the quiet, so that what else the machine does falls on both.
 //!
-//! `cargo bench --bench neighbours -- [--full]`
+//! `cargo bench --bench neighbours -- [--full] [NEIGHBOUR...]`, of all kinds when none is named
 #![allow(clippy::unwrap_used, reason = "what it shares with the tests does")]
 
 mod common;
@@ -82,6 +82,12 @@ fn main() -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(measure(rounds, time))
 }
 
+/// Whether this kind is measured.
+fn asked(kind: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).peekable();
+    named.peek().is_none() || named.any(|name| name == kind)
+}
+
 async fn measure(rounds: usize, time: Duration) -> Result<()> {
     let settings = "[tenant]\ndisk_mib = 512\ndisk_period = \"5s\"\nstop_timeout = \"1s\"\ndrain_timeout = \"1s\"\n\
                     [haproxy]\napp_request_rate = 100000";
@@ -108,7 +114,7 @@ async fn measure(rounds: usize, time: Duration) -> Result<()> {
         time.as_secs()
     );
     let mut worst = Vec::new();
-    for (kind, program) in KINDS {
+    for (kind, program) in KINDS.into_iter().filter(|(kind, _)| asked(kind)) {
         let (mut quiet, mut loud) = (Latencies::default(), Latencies::default());
         for round in 0..rounds {
             // In turns, so that neither is always the first.
