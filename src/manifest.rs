@@ -91,7 +91,7 @@ pub enum ManifestError {
     /// The name parts are legal each, but make a host that is too long, or `xn--…`, which is another name's
     /// form.
     #[error("the host name would be too long, or be another name's ASCII form")]
-    HostTooLong,
+    UnfitHost,
     /// More custom domains than one instance may have.
     #[error("an instance has at most {EXTRA_HOSTS_MAX} extra hosts")]
     TooManyHosts,
@@ -318,6 +318,6 @@ fn names(manifest: &Manifest, new: &NewInstance) -> Result<(ContainerName, Hostn
     let host = manifest
         .host_pattern
         .host(&new.username, &new.appname, &manifest.domain)
-        .map_err(|_| ManifestError::HostTooLong)?;
+        .map_err(|_| ManifestError::UnfitHost)?;
     Ok((ContainerName::of(&new.username, &new.appname), host))
 }

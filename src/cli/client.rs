@@ -86,7 +86,7 @@ fn list(dir: &Path, arguments: &List) -> anyhow::Result<Outcome> {
     let rights = |policy: &Policy| policy.rights.iter().map(|right| right.as_str()).collect::<Vec<_>>();
     let usernames = |policy: &Policy| match &policy.usernames {
         Usernames::All => vec!["*".to_owned()],
-        Usernames::Some(patterns) => patterns.iter().map(ToString::to_string).collect(),
+        Usernames::Only(patterns) => patterns.iter().map(ToString::to_string).collect(),
     };
     if arguments.json {
         let keys = clients.keys().into_iter().map(|key| {

@@ -80,7 +80,7 @@ pub(super) async fn provision(global: &Global, arguments: &Provision) -> anyhow:
     let new = NewInstance { username, appname, email };
     let written = match manifest.provision(&new).await {
         Ok(provisioned) => provisioned.instance,
-        Err(error @ (ManifestError::NameTaken(_) | ManifestError::HostTooLong | ManifestError::TooManyApps(_))) => {
+        Err(error @ (ManifestError::NameTaken(_) | ManifestError::UnfitHost | ManifestError::TooManyApps(_))) => {
             eprintln!("haas: {error}");
             return Ok(Outcome::Refused);
         }

@@ -211,7 +211,7 @@ pub(super) async fn import(global: &Global, arguments: &Import) -> anyhow::Resul
             match error {
                 ManifestError::Exists
                 | ManifestError::NameTaken(_)
-                | ManifestError::HostTooLong
+                | ManifestError::UnfitHost
                 | ManifestError::TooManyApps(_) => {
                     eprintln!("haas: {error}");
                     Ok(Outcome::Refused)

@@ -94,7 +94,7 @@ pub enum Usernames {
     #[default]
     All,
     /// These alone.
-    Some(Vec<UsernamePattern>),
+    Only(Vec<UsernamePattern>),
 }
 
 impl Usernames {
@@ -103,7 +103,7 @@ impl Usernames {
     pub fn permits(&self, username: &Username) -> bool {
         match self {
             Self::All => true,
-            Self::Some(patterns) => patterns.iter().any(|pattern| match pattern {
+            Self::Only(patterns) => patterns.iter().any(|pattern| match pattern {
                 UsernamePattern::Exactly(exactly) => exactly == username,
                 UsernamePattern::Prefix(prefix) => username.as_str().starts_with(prefix),
             }),
@@ -146,7 +146,7 @@ impl Policy {
         if file.usernames.as_ref().is_some_and(|patterns| patterns.len() > PATTERNS_MAX) {
             return Err(format!("{}: usernames has more than {PATTERNS_MAX}: let some begin alike", path.display()));
         }
-        Ok(Self { rights, usernames: file.usernames.map_or(Usernames::All, Usernames::Some) })
+        Ok(Self { rights, usernames: file.usernames.map_or(Usernames::All, Usernames::Only) })
     }
 
     /// The text of a file that says this. Without rights it is all of them, without usernames everybody.

@@ -72,11 +72,14 @@ impl Plan {
 
     /// What putting the rules in would mend.
     pub fn own_gaps(&self, table: &Table) -> Vec<String> {
+        let there = table.jumps_to(&self.chains);
+        if there.is_empty() && !self.bodies.iter().any(|(chain, _)| table.has_chain(chain)) {
+            return vec!["none of the rules is there".to_owned()];
+        }
         let mut gaps = Vec::new();
         for (chain, wanted) in &self.bodies {
             gaps.extend(body_gaps(table, chain, wanted));
         }
-        let there = table.jumps_to(&self.chains);
         let wanted = |jump: &Jump, (of, rule): (&str, &str)| of == jump.parent(table) && rule == jump.rule;
         for jump in &self.jumps {
             let parent = jump.parent(table);
@@ -173,6 +176,12 @@ mod tests {
             let rule = line.starts_with("-A ") && line.contains("HAAS-");
             assert!(!rule || plan().install(&Table::parse(&without)).is_some(), "{line}");
         }
+    }
+
+    #[test]
+    fn where_nothing_is_there_one_line_says_so() {
+        let bare: Vec<&str> = GOOD.lines().filter(|line| !line.contains("HAAS-")).collect();
+        assert_eq!(gaps(&bare.join("\n")), ["none of the rules is there"]);
     }
 
     #[test]

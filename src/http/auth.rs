@@ -11,7 +11,7 @@ use super::problem::Problem;
 use super::request_id::RequestId;
 use super::signature::{Message, Signature, SignatureError};
 use super::{Api, host};
-use crate::clients::{Key, Right};
+use crate::clients::{Key, Right, Usernames};
 use crate::instance::name::{AppName, Username};
 use crate::manifest::{Actor, Cause, Manifest, ManifestError};
 
@@ -26,16 +26,6 @@ pub(super) struct Caller {
     source: Option<IpAddr>,
 }
 
-/// What somebody shows to be let in.
-enum Refused {
-    /// Nothing at all, which is no guess.
-    Nothing,
-    /// A key that nobody has, or a signature that it does not make; of a client that it claims to be.
-    Wrong(Option<String>, Problem),
-    /// Whoever has the key, and has made something of it that won't do.
-    Unfit(Problem),
-}
-
 impl Caller {
     /// Lets a known party in that has this right. `body` is what a signature has to cover; `secret` is
     /// what the body held as such.
@@ -47,53 +37,43 @@ impl Caller {
         secret: Option<&str>,
     ) -> Result<Self, Problem> {
         let source = source(request);
-        let identified = if request.headers().contains_key(SIGNATURE) || request.headers().contains_key(SIGNATURE_INPUT)
-        {
-            by_signature(request, api, body)
-        } else if request.headers().contains_key(AUTHORIZATION) {
-            bearer(request.headers())
-                .map_or(Err(Refused::Nothing), |token| by_secret(api, token))
-                .map(|key| (key, None))
-        } else {
-            secret.map_or(Err(Refused::Nothing), |secret| by_secret(api, secret)).map(|key| (key, None))
-        };
-        let now = Instant::now();
-        let (key, nonce) = match identified {
-            Ok(identified) => identified,
-            Err(Refused::Nothing) => return Err(Problem::InvalidSecret),
-            Err(Refused::Unfit(problem)) => return Err(problem),
-            Err(Refused::Wrong(client, problem)) => {
-                if let Some(wait) = api.throttle.fail(source.into(), client.as_deref(), now) {
-                    return Err(too_many(wait));
-                }
-                let whom = client.map(|client| format!(" of the client {client}")).unwrap_or_default();
-                let from = source.map(|source| source.to_string()).unwrap_or_default();
-                log::warn!(source = from, request = RequestId::current(); "a wrong key{whom}");
-                return Err(problem);
-            }
-        };
-        if let Some(wait) = api.throttle.admit(source.into(), &key.client.id, now) {
+        let Identified { key, nonce } =
+            identify(request, api, body, secret).map_err(|refused| refused.answer(api, source))?;
+        if let Some(wait) = api.throttle.admit(source.into(), &key.client.id, Instant::now()) {
             return Err(too_many(wait));
         }
-        if let Some(nonce) = nonce
-            && !api.manifest.use_nonce(&key.client.id, &nonce).await?
-        {
-            log::warn!(request = RequestId::current(); "a signed request of the client {} again", key.client.id);
-            return Err(Problem::InvalidSignature("the nonce was used before".to_owned()));
-        }
         let caller = Self { key, source };
-        if caller.key.client.policy.allows(right) {
-            return Ok(caller);
+        if let Some(nonce) = nonce {
+            caller.spend(api, &nonce).await?;
         }
-        let noted = api.manifest.caused_by(caller.cause()).note_refusal(None, right.as_str(), "forbidden").await;
-        if let Err(error) = noted {
+        caller.require(api, right).await?;
+        Ok(caller)
+    }
+
+    /// A signature's nonce is good once.
+    async fn spend(&self, api: &Api, nonce: &str) -> Result<(), Problem> {
+        let client = &self.key.client.id;
+        if api.manifest.use_nonce(client, nonce).await? {
+            return Ok(());
+        }
+        log::warn!(request = RequestId::current(); "a signed request of the client {client} again");
+        Err(Problem::InvalidSignature("the nonce was used before".to_owned()))
+    }
+
+    /// That a client lacks a right is an event.
+    async fn require(&self, api: &Api, right: Right) -> Result<(), Problem> {
+        if self.key.client.policy.allows(right) {
+            return Ok(());
+        }
+        let manifest = api.manifest.caused_by(self.cause());
+        if let Err(error) = manifest.note_refusal(None, right.as_str(), "forbidden").await {
             log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
         }
         Err(Problem::Forbidden(format!("it needs the right {}", right.as_str())))
     }
 
     /// Whose instances it may know of.
-    pub fn usernames(&self) -> &crate::clients::Usernames {
+    pub fn usernames(&self) -> &Usernames {
         &self.key.client.policy.usernames
     }
 
@@ -157,8 +137,55 @@ fn too_many(wait: Duration) -> Problem {
     Problem::TooManyFailures { seconds: wait.as_secs().saturating_add(1) }
 }
 
-fn by_secret(api: &Api, secret: &str) -> Result<Key, Refused> {
-    api.clients.admit(secret).ok_or(Refused::Wrong(None, Problem::InvalidSecret))
+/// Why nobody is let in.
+enum Refused {
+    /// Nothing was shown at all, which is no guess.
+    Nothing,
+    /// A key that nobody has, or a signature that it does not make; of a client that it claims to be.
+    Wrong(Option<String>, Problem),
+    /// A signature whose form, digest or time won't do: no guess either.
+    Unfit(Problem),
+}
+
+impl Refused {
+    /// What is answered; a guess is counted, and told of.
+    fn answer(self, api: &Api, source: Option<IpAddr>) -> Problem {
+        let (client, problem) = match self {
+            Self::Nothing => return Problem::InvalidSecret,
+            Self::Unfit(problem) => return problem,
+            Self::Wrong(client, problem) => (client, problem),
+        };
+        if let Some(wait) = api.throttle.fail(source.into(), client.as_deref(), Instant::now()) {
+            return too_many(wait);
+        }
+        let whom = client.map(|client| format!(" of the client {client}")).unwrap_or_default();
+        let from = source.map(|source| source.to_string()).unwrap_or_default();
+        log::warn!(source = from, request = RequestId::current(); "a wrong key{whom}");
+        problem
+    }
+}
+
+/// Whose key somebody has shown, and the nonce of a signature, which has to be a new one.
+struct Identified {
+    key: Key,
+    nonce: Option<String>,
+}
+
+/// By the first of the three ways in that is taken.
+fn identify(request: &HttpRequest, api: &Api, body: &[u8], secret: Option<&str>) -> Result<Identified, Refused> {
+    let headers = request.headers();
+    if headers.contains_key(SIGNATURE) || headers.contains_key(SIGNATURE_INPUT) {
+        by_signature(request, api, body)
+    } else if headers.contains_key(AUTHORIZATION) {
+        bearer(headers).map_or(Err(Refused::Nothing), |token| by_secret(api, token))
+    } else {
+        secret.map_or(Err(Refused::Nothing), |secret| by_secret(api, secret))
+    }
+}
+
+fn by_secret(api: &Api, secret: &str) -> Result<Identified, Refused> {
+    let key = api.clients.admit(secret).ok_or(Refused::Wrong(None, Problem::InvalidSecret))?;
+    Ok(Identified { key, nonce: None })
 }
 
 /// RFC 6750, section 2.1.
@@ -167,9 +194,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-type Signed = (Key, Option<String>);
-
-fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Signed, Refused> {
+fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Identified, Refused> {
     let unfit = |error: &SignatureError| Refused::Unfit(Problem::InvalidSignature(error.to_string()));
     let headers = request.headers();
     // A list that is split over lines is one list (RFC 9110, section 5.3).
@@ -197,7 +222,7 @@ fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Signed,
     let secret = key.as_ref().map_or(&b"nobody's"[..], Key::secret);
     let verified = signature.verify(&message, secret, Utc::now().timestamp());
     match (verified, key) {
-        (Ok(()), Some(key)) => Ok((key, Some(signature.nonce))),
+        (Ok(()), Some(key)) => Ok(Identified { key, nonce: Some(signature.nonce) }),
         (Ok(()) | Err(SignatureError::Mismatch), key) => Err(wrong(key.map(|key| key.client.id.clone()))),
         (Err(error), _) => Err(unfit(&error)),
     }

@@ -238,7 +238,7 @@ impl From<ManifestError> for Problem {
     fn from(error: ManifestError) -> Self {
         match error {
             ManifestError::NameTaken(which) => Self::NameTaken(which),
-            ManifestError::HostTooLong => Self::InvalidFields(vec![FieldError {
+            ManifestError::UnfitHost => Self::InvalidFields(vec![FieldError {
                 field: "appname".to_owned(),
                 detail: "username and appname together make a host name that is too long, or begins with xn--"
                     .to_owned(),

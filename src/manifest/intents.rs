@@ -42,7 +42,7 @@ impl Manifest {
     /// Writes that an instance should run. Asking again changes nothing but the email.
     ///
     /// # Errors
-    /// [`ManifestError::NameTaken`], [`ManifestError::HostTooLong`], [`ManifestError::TooManyApps`] and
+    /// [`ManifestError::NameTaken`], [`ManifestError::UnfitHost`], [`ManifestError::TooManyApps`] and
     /// [`ManifestError::NoFreePort`] change nothing; others when Postgres can't be asked.
     pub async fn provision(&self, new: &NewInstance) -> Result<Provisioned, ManifestError> {
         let (_, host) = names(self, new)?;
@@ -124,7 +124,7 @@ impl Manifest {
         // A tombstone starts again at once; what is still on its way out is turned round by the
         // reconciler, which owns the phase.
         let phase = if instance.live() { instance.phase } else { Phase::Pending };
-        let own = Hostname::parse(host).map_err(|_| ManifestError::HostTooLong)?;
+        let own = Hostname::parse(host).map_err(|_| ManifestError::UnfitHost)?;
         let extra_hosts = hosts::still_free(conn, &self.cause, instance, &own, &self.domain).await?;
         let row: InstanceRow = diesel::update(instances::table.find(instance.id))
             .set((
@@ -278,6 +278,13 @@ pub(super) async fn latest(
         .first(conn)
         .await
         .optional()?)
+}
+
+/// The instance as it is, locked until the transaction ends.
+pub(super) async fn locked(conn: &mut AsyncPgConnection, id: Uuid) -> Result<Option<Instance>, ManifestError> {
+    let row: Option<InstanceRow> =
+        instances::table.find(id).select(InstanceRow::as_select()).for_update().first(conn).await.optional()?;
+    row.map(Instance::try_from).transpose()
 }
 
 async fn update_email(

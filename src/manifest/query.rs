@@ -203,7 +203,7 @@ impl Manifest {
                 });
                 query = query.filter(any);
             }
-            if let Usernames::Some(patterns) = &filter.permitted {
+            if let Usernames::Only(patterns) = &filter.permitted {
                 let none: Box<dyn BoxableExpression<instances::table, Pg, SqlType = Bool>> =
                     Box::new(instances::username.eq("none at all"));
                 let any = patterns.iter().fold(none, |any, pattern| match pattern {

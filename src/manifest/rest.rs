@@ -8,7 +8,7 @@ use diesel_async::{AsyncConnection, RunQueryDsl};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::intents::{latest, lock_intents};
+use super::intents::{latest, lock_intents, locked};
 use super::rows::InstanceRow;
 use super::schema::{installation, instances};
 use super::{Manifest, ManifestError, NewInstance, events, storage};
@@ -90,15 +90,7 @@ impl Manifest {
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async move |conn| {
                 lock_intents(conn).await?;
-                let row: Option<InstanceRow> = instances::table
-                    .find(id)
-                    .select(InstanceRow::as_select())
-                    .for_update()
-                    .first(conn)
-                    .await
-                    .optional()?;
-                let Some(row) = row else { return Ok(None) };
-                let instance = Instance::try_from(row)?;
+                let Some(instance) = locked(conn, id).await? else { return Ok(None) };
                 if !instance.desired.resting() {
                     return Ok(Some(instance).filter(|instance| !instance.desired.gone()));
                 }
@@ -148,7 +140,7 @@ impl Manifest {
                     Desired::Purged => Err(ManifestError::BeingPurged),
                     Desired::Deleted => {
                         let host = self.host_pattern.host(username, appname, &self.domain);
-                        let host = host.map_err(|_| ManifestError::HostTooLong)?;
+                        let host = host.map_err(|_| ManifestError::UnfitHost)?;
                         let instance = self.bring_back(conn, &instance, host.as_str(), "restored").await?;
                         Ok(Some(Restored { instance, new: true }))
                     }

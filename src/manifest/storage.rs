@@ -8,6 +8,7 @@ use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::intents::locked;
 use super::rows::InstanceRow;
 use super::schema::{instances, notices};
 use super::{Cause, Manifest, ManifestError, events};
@@ -79,18 +80,12 @@ impl Manifest {
     pub async fn stop_full(&self, seen: &Watched, bytes: u64) -> Result<Option<Instance>, ManifestError> {
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async move |conn| {
-                let row: Option<InstanceRow> = instances::table
-                    .find(seen.id)
-                    .filter(instances::desired.eq(Desired::Running.as_str()))
-                    .filter(instances::volume_serial.eq(seen.volume_serial))
-                    .filter(instances::archive.is_null())
-                    .select(InstanceRow::as_select())
-                    .for_update()
-                    .first(conn)
-                    .await
-                    .optional()?;
-                let Some(row) = row else { return Ok(None) };
-                let instance = Instance::try_from(row)?;
+                let concerned = locked(conn, seen.id).await?.filter(|instance| {
+                    instance.desired == Desired::Running
+                        && instance.volume_serial == seen.volume_serial
+                        && instance.archive.is_none()
+                });
+                let Some(instance) = concerned else { return Ok(None) };
                 let full = StorageFull {
                     since: Utc::now().trunc_subsecs(6),
                     bytes,
@@ -140,18 +135,11 @@ impl Manifest {
     pub async fn free_full(&self, id: Uuid) -> Result<bool, ManifestError> {
         self.run(async move |conn| {
             conn.transaction::<_, ManifestError, _>(async move |conn| {
-                let stopped: Option<Uuid> = instances::table
-                    .find(id)
-                    .filter(instances::storage_full.is_not_null())
-                    .select(instances::id)
-                    .for_update()
-                    .first(conn)
-                    .await
-                    .optional()?;
-                if stopped.is_some() {
+                let stopped = locked(conn, id).await?.is_some_and(|instance| instance.storage_full.is_some());
+                if stopped {
                     free(conn, &self.cause, id).await?;
                 }
-                Ok(stopped.is_some())
+                Ok(stopped)
             })
             .await
         })
