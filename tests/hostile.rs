@@ -47,13 +47,25 @@ const WAYS: [(&str, &[Option<u16>]); 15] = [
     ("both", &[Some(200)]),
 ];
 
-async fn installation(image: &HostileImage) -> Installation {
-    let settings = format!(
-        "[tenant]\nimage = \"{}\"\nstop_timeout = \"1s\"\ndrain_timeout = \"1s\"\nready_timeout = \"4s\"\n\
-         [lifecycle]\nwake_timeout = \"5s\"\n[reconcile]\nbackoff_base = \"1m\"",
-        image.0
-    );
-    Installation::up_with(&settings).await
+/// An installation whose tenants all run the program that means harm, and one of them that does none.
+struct Scene {
+    bystander: Bystander,
+    haas: Installation,
+    _image: HostileImage,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let image = HostileImage::build().await;
+        let settings = format!(
+            "[tenant]\nimage = \"{}\"\nstop_timeout = \"1s\"\ndrain_timeout = \"1s\"\nready_timeout = \"4s\"\n\
+             [lifecycle]\nwake_timeout = \"5s\"\n[reconcile]\nbackoff_base = \"1m\"",
+            image.0
+        );
+        let haas = Installation::up_with(&settings).await;
+        let bystander = Bystander::start(haas.provision("bystander", "notes").await);
+        Self { bystander, haas, _image: image }
+    }
 }
 
 /// Asks one app all the time: each answer has to be a 200.
@@ -202,11 +214,10 @@ async fn ask(app: &Hoodie, path: &str, patience: Duration) -> Seen {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn through_haproxy_it_harms_itself_alone() {
-    let image = HostileImage::build().await;
-    let haas = installation(&image).await;
-    let bystander = Bystander::start(haas.provision("bystander", "notes").await);
+    let scene = Scene::set().await;
+    let (haas, bystander) = (&scene.haas, &scene.bystander);
     let hostile = haas.provision("hostile", "notes").await;
-    let memory = Memory::watch(&haas).await;
+    let memory = Memory::watch(haas).await;
     for (way, statuses) in WAYS {
         let before = bystander.answered();
         // Some at once: what is bounded for each is bounded for all.
@@ -231,16 +242,15 @@ async fn through_haproxy_it_harms_itself_alone() {
     memory.end().await;
     // It is itself again as soon as it answers like one.
     assert_eq!(hostile.get("/x/ok").await.unwrap().text().await.unwrap(), "ok");
-    bystander.end().await;
+    scene.bystander.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn through_haas_while_it_wakes_it_harms_itself_alone() {
-    let image = HostileImage::build().await;
-    let haas = installation(&image).await;
-    let bystander = Bystander::start(haas.provision("bystander", "notes").await);
+    let scene = Scene::set().await;
+    let (haas, bystander) = (&scene.haas, &scene.bystander);
     let hostile = haas.provision("hostile", "notes").await;
-    let memory = Memory::watch(&haas).await;
+    let memory = Memory::watch(haas).await;
     for (way, statuses) in WAYS {
         haas.order("sleep", "hostile", "notes").await;
         let before = bystander.answered();
@@ -257,14 +267,13 @@ async fn through_haas_while_it_wakes_it_harms_itself_alone() {
     // Whoever went away is not held any more: it can be put to sleep, and wakes for the next one.
     haas.order("sleep", "hostile", "notes").await;
     assert_eq!(hostile.get("/x/ok").await.unwrap().text().await.unwrap(), "ok");
-    bystander.end().await;
+    scene.bystander.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_look_whether_it_is_ready_gives_it_nothing() {
-    let image = HostileImage::build().await;
-    let haas = installation(&image).await;
-    let bystander = Bystander::start(haas.provision("bystander", "notes").await);
+    let scene = Scene::set().await;
+    let (haas, bystander) = (&scene.haas, &scene.bystander);
     // Whoever follows a tenant's redirect asks where the tenant can't.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let canary = listener.local_addr().unwrap();
@@ -275,7 +284,7 @@ async fn a_look_whether_it_is_ready_gives_it_nothing() {
         assert_eq!(hostile.get(&format!("/become/{way}")).await.unwrap().status(), 200);
         haas.order("sleep", &format!("hostile{number}"), "notes").await;
     }
-    let memory = Memory::watch(&haas).await;
+    let memory = Memory::watch(haas).await;
     let before = bystander.answered();
     // Now its first answer is what it is. All of them wake at once.
     let woken = (0..ways.len()).map(|number| haas.hoodie(&format!("hostile{number}"), "notes"));
@@ -298,5 +307,5 @@ async fn a_look_whether_it_is_ready_gives_it_nothing() {
     assert!(asked.is_err(), "somebody has followed the redirect");
     assert_eq!(haas.control("/readyz").await.unwrap().status(), 200, "the parts are well");
     haas.provision("another", "notes").await;
-    bystander.end().await;
+    scene.bystander.end().await;
 }

@@ -1,99 +1,23 @@
-//! The owner's sign-on: links that are good once, the path that no app has, sessions that outlive
-//! a start, and their end. On the real engine, database and proxy.
+//! The owner's sign-on: links that are good once, and the path that no app has. On the real engine,
+//! database and proxy.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::time::{Duration, Instant};
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use support::echo::EchoImage;
 use support::hoodie::Hoodie;
 use support::installation::{Installation, docker};
+use support::sign_on::{asked_for, assert_strict, is_admin, link, open, opening, refusal, session, signed_on};
 use support::{eventually, unique};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const LIMIT: Duration = Duration::from_mins(1);
 const IMAGE: &str = "haas/hoodie:28.2.10";
-
-fn asked_for(haas: &Installation, user: &str, app: &str) -> Value {
-    json!({ "secret": haas.secret(), "username": haas.user(user), "appname": app })
-}
-
-/// A link by the API.
-async fn link(haas: &Installation, user: &str, app: &str) -> String {
-    let answer = haas.post("/sso", &asked_for(haas, user, app)).await.unwrap();
-    assert_eq!(answer.status(), 201);
-    let body: Value = answer.json().await.unwrap();
-    body["url"].as_str().unwrap().to_owned()
-}
-
-/// What a browser sends when the link is opened at an app's host, whichever it was made for.
-fn opening(hoodie: &Hoodie, method: Method, link: &str) -> RequestBuilder {
-    let link = url::Url::parse(link).unwrap();
-    let target = format!("{}?{}", link.path(), link.query().unwrap());
-    hoodie.client.request(method, hoodie.url(&target)).header("host", &hoodie.host).header("accept", "text/html")
-}
-
-async fn open(hoodie: &Hoodie, link: &str) -> Response {
-    opening(hoodie, Method::GET, link).send().await.unwrap()
-}
-
-fn assert_strict(answer: &Response) {
-    let headers = answer.headers();
-    let policy = headers["content-security-policy"].to_str().unwrap();
-    let ends = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    assert!(policy.starts_with("default-src 'none'; ") && policy.ends_with(ends), "{policy}");
-    let scripts = policy.strip_prefix("default-src 'none'; ").unwrap().strip_suffix(ends).unwrap();
-    assert_eq!(!scripts.is_empty(), answer.status() == 200, "{policy}");
-    assert!(scripts.is_empty() || scripts.starts_with("script-src 'sha256-"), "{policy}");
-    assert_eq!(headers["referrer-policy"], "no-referrer");
-    assert_eq!(headers["cache-control"], "no-store");
-    assert_eq!(headers["x-content-type-options"], "nosniff");
-    assert!(!headers.contains_key("access-control-allow-origin"), "no page of another origin reads it");
-}
-
-/// The session that the page keeps in the browser.
-async fn session(answer: Response) -> String {
-    assert_eq!(answer.status(), 200);
-    assert_strict(&answer);
-    assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8");
-    let page = answer.text().await.unwrap();
-    assert!(page.contains("location.replace('/hoodie/admin/')"), "{page}");
-    let kept = page.split_once("localStorage.setItem('account_admin','").unwrap().1.split_once('\'').unwrap().0;
-    let kept: Value = serde_json::from_str(kept).unwrap();
-    assert_eq!(kept["username"], "admin");
-    kept["session"]["id"].as_str().unwrap().to_owned()
-}
-
-/// Whether a session is the admin's: nobody else may list an app's accounts.
-async fn is_admin(hoodie: &Hoodie, session: &str) -> bool {
-    let request = hoodie.client.get(hoodie.url("/hoodie/account/api/accounts")).header("host", &hoodie.host);
-    let answer = request.header("authorization", format!("Session {session}")).send().await.unwrap();
-    let status = answer.status();
-    assert!(status == StatusCode::OK || status == StatusCode::UNAUTHORIZED, "{status}");
-    status == StatusCode::OK
-}
-
-async fn signed_on(haas: &Installation, user: &str) -> String {
-    let hoodie = haas.hoodie(user, "notes");
-    let session = session(open(&hoodie, &link(haas, user, "notes").await).await).await;
-    assert!(is_admin(&hoodie, &session).await);
-    session
-}
-
-/// A refusal, as it is seen: the same for all reasons.
-async fn refusal(answer: Response) -> (StatusCode, Vec<String>, String) {
-    assert_strict(&answer);
-    // Each has its own.
-    let own = ["date", "x-request-id"];
-    let names = answer.headers().iter().filter(|(name, _)| !own.contains(&name.as_str()));
-    let mut headers: Vec<String> = names.map(|(name, value)| format!("{name}: {value:?}")).collect();
-    headers.sort();
-    (answer.status(), headers, answer.text().await.unwrap())
-}
 
 #[tokio::test]
 async fn a_known_party_gets_a_link_and_nobody_else_does() {
@@ -347,130 +271,6 @@ async fn below_haas_no_request_reaches_the_app_in_any_spelling() {
     assert_eq!(haas.control("/.haas/sso").await.unwrap().status(), 404);
 }
 
-#[tokio::test]
-async fn an_owner_stays_signed_on_across_sleep_crash_and_a_new_container() {
-    let haas = Installation::up_with("[lifecycle]\nidle_after = \"never\"\n[reconcile]\nperiod = \"1s\"").await;
-    let hoodie = haas.provision("alice", "notes").await;
-    let session = signed_on(&haas, "alice").await;
-    let container = haas.container("alice", "notes");
-
-    haas.order("sleep", "alice", "notes").await;
-    assert!(is_admin(&hoodie, &session).await, "after sleep and wake");
-    haas.order("archive", "alice", "notes").await;
-    assert!(is_admin(&hoodie, &session).await, "after an archive");
-    haas.comes_to_be("alice", "notes", "running").await;
-    docker(&["restart", "-t", "1", &container]).await;
-    haas.running_again("alice", "notes", LIMIT).await;
-    assert!(is_admin(&hoodie, &session).await, "after a restart");
-    docker(&["rm", "-f", &container]).await;
-    haas.running_again("alice", "notes", LIMIT).await;
-    assert!(is_admin(&hoodie, &session).await, "after its container was lost");
-    // A session of its own, of an app of its own.
-    let other = haas.provision("bob", "notes").await;
-    assert!(!is_admin(&other, &session).await);
-    // And of one life: what comes back has another password.
-    haas.deprovision("alice", "notes").await;
-    haas.provision("alice", "notes").await;
-    assert!(!is_admin(&hoodie, &session).await);
-}
-
-#[tokio::test]
-async fn a_session_ends_at_the_time_that_it_carries_and_without_a_salt_all_is_as_it_was() {
-    let program = "
-        require('/app/admin-sessions');
-        const admins = (sessionTimeout) => require('/app/node_modules/pouchdb-admins').admins.call(null, { secret: 's', sessionTimeout });
-        const goes = async (made, checked) => {
-          for (const each of [made, checked]) await each.set('admin', 'pw');
-          const id = await made.calculateSessionId('admin');
-          return checked.validateSession(id).then(() => 'good', (error) => error.status);
-        };
-        (async () => {
-          const long = admins(60), other = admins(60), over = admins(-60);
-          console.log(await goes(long, long), await goes(long, other), await goes(over, over), process.env.HAAS_ADMIN_SESSION_SALT);
-        })()";
-    let run = async |salt: &str| {
-        let salt = format!("HAAS_ADMIN_SESSION_SALT={salt}");
-        docker(&["run", "--rm", "--network", "none", "-e", &salt, "--entrypoint", "node", IMAGE, "-e", program]).await
-    };
-    assert_eq!(run(&"5a".repeat(16)).await, "good good 401 undefined");
-    assert_eq!(run("").await, "good 401 good undefined", "as Hoodie itself has it");
-}
-
-#[tokio::test]
-async fn rotate_ends_every_session_of_the_admin_and_nothing_else() {
-    let haas = Installation::up_with("[lifecycle]\nidle_after = \"never\"").await;
-    let hoodie = haas.provision("alice", "notes").await;
-    hoodie.sign_up("carol").await;
-    let carol = user_session(&hoodie, "carol").await;
-    let (first, outstanding) = (signed_on(&haas, "alice").await, link(&haas, "alice", "notes").await);
-    let container = haas.container("alice", "notes");
-    let id = docker(&["inspect", "-f", "{{.Id}}", &container]).await;
-    let image = "SELECT spec->>'image', next_spec IS NULL, rolling FROM instances";
-    assert_eq!(haas.sql(image).await, format!("{IMAGE}|t|f"));
-
-    // Whoever asks meanwhile waits, and is answered.
-    let mut command = haas.command(&["rotate", &haas.user("alice"), "notes"]);
-    let rotated = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let (mut asked, mut longest) = (0, Duration::ZERO);
-    while !rotated.is_finished() {
-        let began = Instant::now();
-        assert!(hoodie.answers().await, "no request fails");
-        (asked, longest) = (asked + 1, longest.max(began.elapsed()));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    println!("{asked} requests during a rotation, the longest took {longest:?}");
-    let output = rotated.await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("answers at"));
-    assert_ne!(docker(&["inspect", "-f", "{{.Id}}", &container]).await, id);
-    assert_eq!(haas.sql(image).await, format!("{IMAGE}|t|f"), "of the same as before");
-
-    assert!(!is_admin(&hoodie, &first).await);
-    assert_eq!(open(&hoodie, &outstanding).await.status(), 403);
-    assert!(is_signed_in(&hoodie, &carol).await && hoodie.knows("carol").await, "its users feel nothing");
-    let shown = haas.instance("alice", "notes").await;
-    assert_eq!((&shown["restored"], &shown["state"]), (&false.into(), &"running".into()), "it is no second life");
-    let second = signed_on(&haas, "alice").await;
-
-    // One that sleeps sleeps on. Not even its old container lets anybody in with the old one.
-    haas.order("sleep", "alice", "notes").await;
-    let outstanding = link(&haas, "alice", "notes").await;
-    let (code, out, errors) = haas.haas(&["rotate", &haas.user("alice"), "notes"]).await;
-    assert_eq!(code, 0, "{errors}");
-    assert!(out.contains("is asleep"), "{out}");
-    assert_eq!(haas.instance("alice", "notes").await["state"], "asleep");
-    assert_eq!(open(&hoodie, &outstanding).await.status(), 403);
-    assert!(!is_admin(&hoodie, &second).await, "this has woken it");
-    assert!(is_signed_in(&hoodie, &carol).await);
-    signed_on(&haas, "alice").await;
-    // Asked for many times, and by links while it is made anew: it ends well.
-    haas.order("rotate", "alice", "notes").await;
-    for _ in 0..3 {
-        let user = haas.user("alice");
-        let (code, _, errors) = haas.haas(&["rotate", &user, "notes", "--no-wait"]).await;
-        assert_eq!(code, 0, "{errors}");
-    }
-    signed_on(&haas, "alice").await;
-    assert_eq!(haas.sql("SELECT count(*) FROM events WHERE kind = 'rotated'").await, "6");
-    assert_eq!(haas.haas(&["doctor"]).await.0, 0);
-}
-
-/// A session of one of the app's users.
-async fn user_session(hoodie: &Hoodie, name: &str) -> String {
-    let body = json!({ "data": { "type": "session",
-        "attributes": { "username": name, "password": format!("password of {name}") } } });
-    let request = hoodie.client.put(hoodie.url("/hoodie/account/api/session")).header("host", &hoodie.host);
-    let answer =
-        request.header("content-type", "application/vnd.api+json").body(body.to_string()).send().await.unwrap();
-    let text = answer.text().await.unwrap();
-    serde_json::from_str::<Value>(&text).unwrap()["data"]["id"].as_str().unwrap().to_owned()
-}
-
-async fn is_signed_in(hoodie: &Hoodie, session: &str) -> bool {
-    let request = hoodie.client.get(hoodie.url("/hoodie/account/api/session")).header("host", &hoodie.host);
-    request.header("authorization", format!("Session {session}")).send().await.unwrap().status() == 200
-}
-
 /// An image whose `PUT /hoodie/account/api/session` answers as it was last told to.
 struct Hostile(String);
 
@@ -570,39 +370,4 @@ async fn an_app_that_answers_badly_gets_its_owner_a_clear_page_and_harms_nobody(
     println!("the server's memory was at most {} MiB", most / 1024);
     let told = haas.log();
     assert_eq!(told.matches("its owner could not sign on").count(), modes.len(), "{told}");
-}
-
-#[cfg(feature = "failpoints")]
-#[tokio::test]
-async fn a_rotation_that_is_cut_off_is_finished_by_whoever_comes_next() {
-    use haas::failpoint::Boundary;
-    let settings = "[reconcile]\norphan_grace = \"1s\"\nperiod = \"1s\"\n[lifecycle]\nidle_after = \"never\"";
-    for boundary in
-        [Boundary::Drained, Boundary::ContainerRemoved, Boundary::ContainerCreated, Boundary::RouteConfirmed]
-    {
-        let mut haas = Installation::up_with(settings).await;
-        let hoodie = haas.provision("alice", "notes").await;
-        hoodie.sign_up("carol").await;
-        let before = signed_on(&haas, "alice").await;
-        haas.kill();
-        haas.set_environment("HAAS_FAILPOINT", &format!("{boundary:?}"));
-        haas.spawn();
-        haas.reachable().await;
-        let (code, _, errors) = haas.haas(&["rotate", &haas.user("alice"), "notes", "--no-wait"]).await;
-        assert_eq!(code, 0, "{errors}");
-        haas.ended().await;
-        assert!(haas.log().contains("ending this process"), "it died of the failpoint");
-        haas.clear_environment();
-        haas.start().await;
-        haas.running_again("alice", "notes", LIMIT).await;
-        eventually("all of it is carried out", LIMIT, || async {
-            let done = "SELECT generation = 2 AND observed_generation = 2 AND NOT rolling FROM instances";
-            (haas.sql(done).await == "t").then_some(())
-        })
-        .await;
-        assert!(!is_admin(&hoodie, &before).await, "{boundary:?}");
-        signed_on(&haas, "alice").await;
-        assert!(hoodie.knows("carol").await, "{boundary:?}");
-        assert_eq!(haas.containers().await, [haas.container("alice", "notes")]);
-    }
 }

@@ -1,4 +1,4 @@
-//! Attacks from inside a tenant's container, against stand-ins that the tests make themselves. Each has
+//! Attacks over the network from inside a tenant's container, against stand-ins that the tests make themselves. Each has
 //! a control that shows what it would reach without the wall, so that none passes for the wrong reason.
 //!
 //! No packet goes to an address that isn't ours: hosts outside are network namespaces, and each address
@@ -8,17 +8,19 @@
 #[path = "support/outside.rs"]
 mod outside;
 mod support;
+#[path = "support/walled.rs"]
+mod walled;
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use outside::{Ear, Outside, ip};
 use serde_json::{Value, json};
-use support::installation::{Installation, docker};
+use support::installation::{Installation, docker, node, run};
 use support::{eventually, unique};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use walled::{Beside, Walled, address, network};
 
 /// An address of TEST-NET-3 (RFC 5737).
 fn documented() -> String {
@@ -48,11 +50,6 @@ fn udp(what: &str, host: &str, port: u16) -> Target {
     Target { kind: "udp", ..tcp(what, host, port) }
 }
 
-/// Runs a script of Node's in a container, as the tenant.
-async fn node(container: &str, script: &str, argument: &str) -> String {
-    docker(&["exec", container, "node", "-e", script, argument]).await
-}
-
 /// Tries all of them from inside, at the same time; what came of each.
 async fn attack(container: &str, targets: &[Target]) -> Vec<(String, String)> {
     let list: Vec<Value> = targets.iter().map(|t| json!({ "kind": t.kind, "host": t.host, "port": t.port })).collect();
@@ -63,23 +60,6 @@ async fn attack(container: &str, targets: &[Target]) -> Vec<(String, String)> {
 
 fn which(outcome: &[(String, String)], open: bool) -> Vec<String> {
     outcome.iter().filter(|(_, word)| (word == "open") == open).map(|(what, word)| format!("{what}: {word}")).collect()
-}
-
-async fn address(container: &str) -> String {
-    docker(&["inspect", container, "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"]).await
-}
-
-/// The network of an installation: its name, its bridge, and the host's own address there.
-async fn network(container: &str) -> (String, String, String) {
-    let form = "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}";
-    let name = docker(&["inspect", container, "--format", form]).await;
-    let seen: Value = serde_json::from_str(&docker(&["network", "inspect", &name]).await).unwrap();
-    let network = &seen[0];
-    let made_of_its_id = || format!("br-{}", &network["Id"].as_str().unwrap()[..12]);
-    let bridge =
-        network["Options"]["com.docker.network.bridge.name"].as_str().map_or_else(made_of_its_id, str::to_owned);
-    let gateway = network["IPAM"]["Config"][0]["Gateway"].as_str().unwrap().to_owned();
-    (name, bridge, gateway)
 }
 
 /// The machine's own addresses, but for loopback, and for what other tests have made and will take away.
@@ -95,70 +75,6 @@ fn own_addresses(bridge: &str, veth: &str) -> Vec<String> {
         }
     }
     found
-}
-
-/// An installation, whose firewall's rules are taken away at its end.
-struct Walled {
-    haas: Installation,
-    id: String,
-}
-
-impl Walled {
-    async fn up(settings: &str) -> Self {
-        let haas = Installation::up_with(settings).await;
-        let id = haas.sql("SELECT id FROM installation").await;
-        Self { haas, id }
-    }
-
-    /// What begins the names of its chains and its bridge.
-    fn short(&self) -> String {
-        self.id.replace('-', "")[..10].to_owned()
-    }
-
-    async fn firewall(&self, arguments: &[&str]) -> (i32, String, String) {
-        self.haas.haas(&[&["firewall"], arguments].concat()).await
-    }
-
-    async fn install(&self) {
-        let (code, out, errors) = self.firewall(&["--install"]).await;
-        assert_eq!(code, 0, "{out}{errors}");
-    }
-
-    /// The same settings with another egress, for the commands.
-    async fn install_with(&self, egress: &str) {
-        let mut command = self.haas.command(&["firewall", "--install"]);
-        command.env("HAAS_TENANT_EGRESS", egress);
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// Every line of the machine's rules that has to do with it.
-    async fn rules(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        for program in ["iptables", "ip6tables"] {
-            let all = run(program, &["-w", "20", "-S"]).await;
-            lines.extend(
-                all.lines().filter(|line| line.contains("HAAS-") && line.contains(&self.short())).map(str::to_owned),
-            );
-        }
-        lines
-    }
-}
-
-impl Drop for Walled {
-    fn drop(&mut self) {
-        let mut command = self.haas.command(&["firewall", "--remove", "--installation", &self.id]);
-        let output = command.output().unwrap();
-        if !output.status.success() {
-            eprintln!("haas firewall --remove: {}", String::from_utf8_lossy(&output.stderr));
-        }
-    }
-}
-
-async fn run(program: &str, arguments: &[&str]) -> String {
-    let output = tokio::process::Command::new(program).args(arguments).output().await.unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Alice and Bob, and everything around them that Alice has no business with.
@@ -421,7 +337,7 @@ async fn no_name_leaves_through_dockers_resolver() {
     let haas = &walled.haas;
     haas.provision("alice", "notes").await;
     let alice = haas.container("alice", "notes");
-    let (net, bridge, _) = network(&alice).await;
+    let (_, bridge, _) = network(&alice).await;
     let documented = documented();
     let outside = Outside::new(&[&documented]).await;
     let name_server = outside.listen_udp(&documented, 53);
@@ -437,33 +353,10 @@ async fn no_name_leaves_through_dockers_resolver() {
 
     // The control: a container on the same network with a resolver outside, as Docker passes names on.
     let control = word("control");
-    let container = format!("{}-resolver", haas.word);
-    let filter = format!("haas.installation={}", walled.id);
     outside.insist(&documented, None);
-    let image = docker(&["inspect", &alice, "--format", "{{.Config.Image}}"]).await;
-    docker(&[
-        "run",
-        "-d",
-        "--name",
-        &container,
-        "--label",
-        &filter,
-        "--network",
-        &net,
-        "--dns",
-        &documented,
-        "--init",
-        "--tmpfs",
-        "/app/data",
-        "--entrypoint",
-        "node",
-        &image,
-        "-e",
-        "setInterval(()=>{},1000)",
-    ])
-    .await;
-    outside.insist(&documented, Some((&address(&container).await, &bridge)));
-    node(&container, lookup, &control).await;
+    let beside = Beside::start(&walled, &alice, &["--dns", &documented]).await;
+    outside.insist(&documented, Some((&address(&beside.0).await, &bridge)));
+    node(&beside.0, lookup, &control).await;
     assert!(name_server.heard(&control), "Docker's resolver asks whom it is told to");
     sniffer.saw(&control).await;
     let aside = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -472,7 +365,7 @@ async fn no_name_leaves_through_dockers_resolver() {
         on_loopback.heard("a question from the host").then_some(())
     })
     .await;
-    docker(&["rm", "-f", &container]).await;
+    drop(beside);
 
     // She asks: without rules and with them, no packet leaves.
     for walls in [false, true] {
@@ -581,36 +474,12 @@ async fn no_ipv6_reaches_the_host() {
     let links = ip(&["-6", "-o", "addr", "show", "dev", &bridge, "scope", "link"]);
     let link_local = links.split_whitespace().nth(3).unwrap().split('/').next().unwrap().to_owned();
     // A container that has IPv6 on its interface, as tenants have not.
-    let container = format!("{}-six", haas.word);
-    let filter = format!("haas.installation={}", walled.id);
-    let image = docker(&["inspect", &alice, "--format", "{{.Config.Image}}"]).await;
-    docker(&[
-        "run",
-        "-d",
-        "--name",
-        &container,
-        "--label",
-        &filter,
-        "--network",
-        &net,
-        "--init",
-        "--tmpfs",
-        "/app/data",
-        "--sysctl",
-        "net.ipv6.conf.all.disable_ipv6=0",
-        "--sysctl",
-        "net.ipv6.conf.default.disable_ipv6=0",
-        "--entrypoint",
-        "node",
-        &image,
-        "-e",
-        "setInterval(()=>{},1000)",
-    ])
-    .await;
+    let six = ["--sysctl", "net.ipv6.conf.all.disable_ipv6=0", "--sysctl", "net.ipv6.conf.default.disable_ipv6=0"];
+    let beside = Beside::start(&walled, &alice, &six).await;
     let target = [tcp("the host, link-local", &format!("{link_local}%eth0"), ear.port)];
     // Its address is there a moment later (RFC 4862, duplicate address detection).
     eventually("the host is reached by IPv6 without the wall", Duration::from_secs(15), || async {
-        (attack(&container, &target).await[0].1 == "open").then_some(())
+        (attack(&beside.0, &target).await[0].1 == "open").then_some(())
     })
     .await;
     assert_ne!(attack(&alice, &target).await[0].1, "open", "a tenant has no IPv6 at all");
@@ -618,325 +487,6 @@ async fn no_ipv6_reaches_the_host() {
     assert!(!addresses.contains("IPv6"), "{addresses}");
     walled.install().await;
     let before = ear.count();
-    assert_ne!(attack(&container, &target).await[0].1, "open", "the wall is there for whoever had it");
+    assert_ne!(attack(&beside.0, &target).await[0].1, "open", "the wall is there for whoever had it");
     assert_eq!(ear.count(), before);
-    docker(&["rm", "-f", &container]).await;
-}
-
-#[tokio::test]
-async fn sockets_of_the_host_are_nowhere_in_a_container() {
-    let haas = Installation::up().await;
-    haas.provision("alice", "notes").await;
-    let alice = haas.container("alice", "notes");
-    let run_dir = haas.layout.database_url();
-    assert!(run_dir.contains("postgresql"), "{run_dir}");
-    let mut sockets = vec![
-        PathBuf::from("/var/run/docker.sock"),
-        haas.layout.master_socket(),
-        haas.layout.stats_socket(),
-        haas.layout.control_socket(),
-    ];
-    let postgres = std::fs::read_dir(haas.layout.master_socket().parent().unwrap()).unwrap();
-    sockets.extend(
-        postgres
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.to_string_lossy().contains(".s.PGSQL") && path.extension().is_none_or(|e| e != "lock")),
-    );
-    assert!(sockets.iter().any(|path| path.to_string_lossy().contains("PGSQL")), "{sockets:?}");
-    let script = "const n=require('net');const l=JSON.parse(process.argv[1]);Promise.all(l.map(p=>new Promise(d=>{\
-        const s=n.connect(p);s.on('connect',()=>{d('open');s.destroy()});s.on('error',e=>d(e.code))}))).then(r=>console.log(JSON.stringify(r)))";
-    let list = serde_json::to_string(&sockets).unwrap();
-    for socket in &sockets {
-        tokio::net::UnixStream::connect(socket).await.unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
-    }
-    let outcome: Vec<String> = serde_json::from_str(&node(&alice, script, &list).await).unwrap();
-    assert!(outcome.iter().all(|word| word == "ENOENT"), "{sockets:?}: {outcome:?}");
-    // Nor under another name: what it has of the machine's files is one volume, and Docker's three about names.
-    let walk = "const f=require('fs');const found=[];const walk=d=>{let e;try{e=f.readdirSync(d,{withFileTypes:true})}catch{return}\
-        for(const x of e){const p=(d==='/'?'':d)+'/'+x.name;if(p==='/proc'||p==='/sys')continue;const s=f.lstatSync(p);\
-        if(x.isSocket())found.push('socket '+p);if(s.mode&0o6000&&x.isFile())found.push('setuid '+p);\
-        if(x.isBlockDevice())found.push('device '+p);\
-        if(x.isDirectory()){try{f.accessSync(p,f.constants.W_OK);found.push('writable '+p)}catch{}walk(p)}}};walk('/');\
-        console.log(JSON.stringify(found.filter(x=>!x.startsWith('writable /app/data/'))))";
-    let found: Vec<String> = serde_json::from_str(&node(&alice, walk, "").await).unwrap();
-    // A queue's file holds nothing but messages, and few: RLIMIT_MSGQUEUE.
-    assert_eq!(found, ["writable /app/data", "writable /dev/mqueue", "writable /tmp"]);
-    let form = "{{range .Mounts}}{{.Type}} {{.Destination}};{{end}}{{.HostConfig.Binds}} {{.HostConfig.Privileged}} \
-        {{.HostConfig.PidMode}}|{{.HostConfig.UsernsMode}}|{{.HostConfig.IpcMode}}|{{.HostConfig.Devices}}";
-    assert_eq!(docker(&["inspect", &alice, "--format", form]).await, "volume /app/data;[] false ||none|[]");
-}
-
-#[tokio::test]
-async fn a_program_of_the_tenants_own_may_nothing() {
-    let haas = Installation::up().await;
-    haas.provision("alice", "notes").await;
-    let alice = haas.container("alice", "notes");
-    let program = haas.dir.path().join("grab");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/walls/grab.c");
-    run("cc", &["-O1", "-static", "-o", program.to_str().unwrap(), source]).await;
-    let mut victim = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
-    let pid = victim.id().unwrap().to_string();
-
-    // The control: as root, with some privileges, each of these works.
-    let image = docker(&["inspect", &alice, "--format", "{{.Config.Image}}"]).await;
-    let mount = format!("{}:/grab:ro", program.display());
-    let mut arguments = vec!["run", "--rm", "--user", "0", "--pid", "host", "--tmpfs", "/tmp:exec,dev", "-v", &mount];
-    for capability in ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_NICE"] {
-        arguments.extend(["--cap-add", capability]);
-    }
-    for option in ["seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined"] {
-        arguments.extend(["--security-opt", option]);
-    }
-    arguments.extend(["--entrypoint", "/grab", &image, &pid]);
-    let control = docker(&arguments).await;
-    assert!(control.lines().count() > 15 && control.lines().all(|line| line.ends_with(" ok")), "{control}");
-
-    // She brings it herself, into the one place where programs may run, and runs it.
-    let bring = "const f=require('fs');f.writeFileSync('/app/data/grab',f.readFileSync(0),{mode:0o4755});";
-    let mut bringing = tokio::process::Command::new("docker")
-        .args(["exec", "-i", &alice, "node", "-e", bring])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = bringing.stdin.take().unwrap();
-    stdin.write_all(&std::fs::read(&program).unwrap()).await.unwrap();
-    drop(stdin);
-    assert!(bringing.wait().await.unwrap().success());
-    let outcome = docker(&["exec", &alice, "/app/data/grab", &pid]).await;
-    let names = |text: &str| text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>();
-    assert_eq!(names(&outcome), names(&control), "all were tried");
-    assert!(!outcome.contains(" ok"), "{outcome}");
-    victim.kill().await.unwrap();
-
-    // What the kernel itself says of her processes, Hoodie's own and one that was put in beside it.
-    let status = "const f=require('fs');for(const p of [process.argv[1],'self'])console.log(f.readFileSync('/proc/'+p+'/status','utf8'))";
-    let hoodie = node(&alice, "const f=require('fs');console.log(f.readdirSync('/proc').find(p=>/^\\d+$/.test(p)&&f.readFileSync('/proc/'+p+'/cmdline','utf8').startsWith('node\\0start.js')))", "").await;
-    let said = node(&alice, status, &hoodie).await;
-    let lines: BTreeSet<&str> = said
-        .lines()
-        .filter(|line| ["Cap", "NoNew", "Seccomp:", "Uid"].iter().any(|word| line.starts_with(word)))
-        .collect();
-    let none = "0000000000000000";
-    let sets = ["CapAmb", "CapBnd", "CapEff", "CapInh", "CapPrm"].map(|set| format!("{set}:\t{none}"));
-    let mut wanted: BTreeSet<&str> = sets.iter().map(String::as_str).collect();
-    wanted.extend(["NoNewPrivs:\t1", "Seccomp:\t2", "Uid:\t1000\t1000\t1000\t1000"]);
-    assert_eq!(lines, wanted);
-
-    // Nothing can be written but her data, and a little in memory.
-    let write = "const f=require('fs');for(const p of JSON.parse(process.argv[1])){let w='ok';try{f.writeFileSync(p,'x')}catch(e){w=e.code}console.log(p,w)}";
-    let paths = [
-        "/app/data/mine",
-        "/tmp/mine",
-        "/mine",
-        "/app/start.js",
-        "/etc/hosts",
-        "/etc/resolv.conf",
-        "/usr/bin/node",
-        "/dev/mine",
-        "/dev/shm/mine",
-        "/dev/mqueue/mine",
-        "/proc/sys/kernel/core_pattern",
-        "/proc/self/oom_score_adj",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/kernel/uevent_helper",
-    ];
-    let written = node(&alice, write, &serde_json::to_string(&paths).unwrap()).await;
-    let allowed: Vec<&str> = written.lines().filter(|line| line.ends_with(" ok")).collect();
-    assert_eq!(allowed, ["/app/data/mine ok", "/tmp/mine ok"], "{written}");
-    // Not even run from /tmp.
-    let from_tmp = "const f=require('fs');f.copyFileSync('/app/data/grab','/tmp/grab');f.chmodSync('/tmp/grab',0o755);\
-        console.log(require('child_process').spawnSync('/tmp/grab',['1']).error.code)";
-    assert_eq!(node(&alice, from_tmp, "").await, "EACCES");
-}
-
-/// A network of a test's own, with rules as they are on a machine of others', where nobody else changes any.
-struct Machine {
-    outside: Outside,
-    kind: &'static str,
-    bin: tempfile::TempDir,
-}
-
-impl Machine {
-    async fn new(kind: &'static str) -> Self {
-        let bin = tempfile::tempdir().unwrap();
-        for name in ["iptables", "iptables-restore", "ip6tables", "ip6tables-restore"] {
-            let real = format!("/usr/sbin/{}", name.replace("tables", &format!("tables-{kind}")));
-            assert!(Path::new(&real).exists(), "{real}");
-            std::os::unix::fs::symlink(real, bin.path().join(name)).unwrap();
-        }
-        Self { outside: Outside::new(&[]).await, kind, bin }
-    }
-
-    fn command(&self, program: &str, arguments: &[&str]) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new("ip");
-        command.args(["netns", "exec", &self.outside.namespace, program]).args(arguments);
-        command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.bin.path().display()));
-        for name in ["DATABASE_URL", "HAAS_DIR", "HAAS_CONFIG"] {
-            command.env_remove(name);
-        }
-        // No `haas up` has run there.
-        command.current_dir(self.bin.path());
-        command
-    }
-
-    async fn iptables(&self, arguments: &[&str]) {
-        let output = self.command("iptables", arguments).output().await.unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// Everything in every table of either family, without the counters.
-    async fn saved(&self) -> String {
-        let mut text = String::new();
-        for program in ["iptables", "ip6tables"] {
-            let output = self.command(program, &["-S"]).output().await.unwrap();
-            assert!(output.status.success());
-            text.push_str(&String::from_utf8_lossy(&output.stdout));
-        }
-        text
-    }
-
-    async fn firewall(&self, arguments: &[&str]) -> (i32, String) {
-        let all = [&["firewall"], arguments].concat();
-        let output = self.command(env!("CARGO_BIN_EXE_haas"), &all).output().await.unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code().unwrap(), String::from_utf8_lossy(&text).into_owned())
-    }
-}
-
-const ONE: &str = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
-const TWO: &str = "ffffffff-4e5f-6071-8293-a4b5c6d7e8f9";
-
-async fn puts_in_and_takes_away_its_own(kind: &'static str) {
-    let machine = Machine::new(kind).await;
-    let one = ["--installation", ONE, "--bridge", "haas-0a1b2c3d4e"];
-    let two = ["--installation", TWO, "--bridge", "br-0123456789ab"];
-    let with = |action: &'static str, rest: [&'static str; 4]| [&[action], &rest[..]].concat();
-    let (code, text) = machine.firewall(&with("--install", one)).await;
-    assert_eq!(code, 1);
-    assert!(text.contains("there is no chain DOCKER-USER"), "{text}");
-    let bare = machine.saved().await;
-    assert!(!bare.contains("HAAS"), "a refusal changes nothing: {bare}");
-
-    // What Docker and others have put in.
-    for rule in [
-        "-N DOCKER-USER",
-        "-A FORWARD -j DOCKER-USER",
-        "-A DOCKER-USER -s 198.51.100.0/24 -j DROP",
-        "-A DOCKER-USER -j RETURN",
-        "-N f2b-sshd",
-        "-A INPUT -p tcp -m tcp --dport 22 -j f2b-sshd",
-        "-A INPUT -i lo -j ACCEPT",
-        "-A f2b-sshd -j RETURN",
-        "-A OUTPUT -d 198.51.100.7/32 -j REJECT",
-    ] {
-        machine.iptables(&rule.split(' ').collect::<Vec<_>>()).await;
-    }
-    let before = machine.saved().await;
-    let (code, text) = machine.firewall(&with("--check", one)).await;
-    assert_eq!(code, 3, "{text}");
-    let (code, text) = machine.firewall(&with("--install", one)).await;
-    assert_eq!(code, 0, "{text}");
-    let only_one = machine.saved().await;
-    for line in before.lines() {
-        assert!(only_one.lines().any(|there| there == line), "{line} is left as it was");
-    }
-    assert_eq!(machine.firewall(&with("--install", one)).await.0, 0);
-    assert_eq!(machine.saved().await, only_one, "twice is once");
-
-    // Another installation beside it.
-    assert_eq!(machine.firewall(&with("--install", two)).await.0, 0);
-    let both = machine.saved().await;
-    for other in [one, two] {
-        assert_eq!(machine.firewall(&with("--check", other)).await.0, 0);
-    }
-    // Each of its rules that somebody deletes is missed, and put in again.
-    let ours: Vec<&str> = both.lines().filter(|line| line.starts_with("-A") && line.contains("0a1b2c3d4e")).collect();
-    assert_eq!(ours.len(), 12, "{both}");
-    let v6: Vec<&str> = ours.iter().copied().filter(|line| line.ends_with("DROP")).collect();
-    for line in ours.iter().filter(|line| !v6.contains(line)) {
-        let rule: Vec<&str> = line.split(' ').collect();
-        let first_family = !line.starts_with("-A FORWARD");
-        let program = if first_family { "iptables" } else { "ip6tables" };
-        let output = machine.command(program, &[&["-D"], &rule[1..]].concat()).output().await.unwrap();
-        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-        let (code, text) = machine.firewall(&with("--check", one)).await;
-        assert_eq!(code, 3, "{line}: {text}");
-        assert_eq!(machine.firewall(&with("--check", two)).await.0, 0, "the other one's are there");
-        assert_eq!(machine.firewall(&with("--install", one)).await.0, 0);
-        assert_eq!(machine.firewall(&with("--check", one)).await.0, 0, "{line}");
-    }
-    // What somebody puts before ours is seen, and ours are put first again.
-    machine.iptables(&["-I", "INPUT", "-p", "tcp", "-j", "ACCEPT"]).await;
-    let (code, text) = machine.firewall(&with("--check", one)).await;
-    assert!(code == 3 && text.contains("INPUT has `-p tcp -j ACCEPT` before ours"), "{text}");
-    assert_eq!(machine.firewall(&with("--install", one)).await.0, 0);
-    assert_eq!(machine.firewall(&with("--check", one)).await.0, 0);
-    machine.iptables(&["-D", "INPUT", "-p", "tcp", "-j", "ACCEPT"]).await;
-
-    // Taken away, and nothing else.
-    assert_eq!(machine.firewall(&["--remove", "--installation", ONE]).await.0, 0);
-    let left = machine.saved().await;
-    assert!(!left.contains("0a1b2c3d4e") && left.contains("HAAS-ffffffff4e-INPUT"), "{left}");
-    assert_eq!(machine.firewall(&with("--check", two)).await.0, 0);
-    assert_eq!(machine.firewall(&["--remove", "--installation", TWO]).await.0, 0);
-    assert_eq!(machine.saved().await, before, "exactly what was there, with {}", machine.kind);
-    let (code, text) = machine.firewall(&["--remove", "--installation", TWO]).await;
-    assert!(code == 0 && text.contains("there were none"), "{text}");
-}
-
-#[tokio::test]
-async fn it_takes_away_exactly_what_it_put_in() {
-    puts_in_and_takes_away_its_own("nft").await;
-}
-
-#[tokio::test]
-async fn it_takes_away_exactly_what_it_put_in_with_the_older_iptables() {
-    puts_in_and_takes_away_its_own("legacy").await;
-}
-
-#[tokio::test]
-async fn at_boot_the_rules_are_there_before_docker_is() {
-    let machine = Machine::new("nft").await;
-    let (code, text) = machine.firewall(&["--install", "--before-docker", "--installation", ONE]).await;
-    assert_eq!(code, 0, "{text}");
-    let saved = machine.saved().await;
-    assert!(saved.contains("-N DOCKER-USER") && saved.contains("-A INPUT -i haas-0a1b2c3d4e "), "{saved}");
-    // As an engine does that starts: it takes the chain as it is (Docker's manual).
-    machine.iptables(&["-I", "FORWARD", "-j", "DOCKER-USER"]).await;
-    machine.iptables(&["-A", "DOCKER-USER", "-j", "RETURN"]).await;
-    let (code, text) = machine.firewall(&["--check", "--installation", ONE, "--bridge", "haas-0a1b2c3d4e"]).await;
-    assert_eq!(code, 0, "{text}");
-}
-
-#[tokio::test]
-async fn bad_input_and_no_root_are_told_and_change_nothing() {
-    let machine = Machine::new("nft").await;
-    let before = machine.saved().await;
-    for (arguments, code, words) in [
-        (&["--install", "--installation", "x"][..], 2, "invalid value"),
-        (&["--install", "--check"], 2, "cannot be used with"),
-        (&["--installation", ONE], 2, "--install|--check|--remove"),
-        (&["--install", "--before-docker", "--installation", ONE, "--bridge", "haas+"], 1, "no name of a bridge"),
-        (&["--install"], 1, "no `haas up` has run"),
-    ] {
-        let (ended, text) = machine.firewall(arguments).await;
-        assert!(ended == code && text.contains(words), "{arguments:?}: {ended} {text}");
-    }
-    assert_eq!(machine.saved().await, before);
-    let mut command = machine.command(
-        "setpriv",
-        &[
-            "--reuid",
-            "1000",
-            "--clear-groups",
-            env!("CARGO_BIN_EXE_haas"),
-            "firewall",
-            "--check",
-            "--installation",
-            ONE,
-        ],
-    );
-    let output = command.output().await.unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && text.contains("only root can see"), "{text}");
 }

@@ -277,11 +277,20 @@ impl Installation {
     }
 }
 
+/// Runs a script of Node's in a container, as the tenant.
+pub async fn node(container: &str, script: &str, argument: &str) -> String {
+    docker(&["exec", container, "node", "-e", script, argument]).await
+}
+
+/// Runs a program, which has to end well; what it prints.
+pub async fn run(program: &str, arguments: &[&str]) -> String {
+    let output = tokio::process::Command::new(program).args(arguments).output().await.unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 pub async fn docker(arguments: &[&str]) -> String {
-    let output = tokio::process::Command::new("docker").args(arguments).output().await.unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "docker {arguments:?}: {errors}");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    run("docker", arguments).await.trim().to_owned()
 }
 
 impl Drop for Installation {

@@ -8,6 +8,7 @@ pub mod hoodie;
 pub mod hostile;
 pub mod house;
 pub mod installation;
+pub mod sign_on;
 pub mod tenants;
 
 use std::sync::atomic::{AtomicU16, Ordering};

@@ -1,6 +1,7 @@
 //! A host outside that a test makes itself: a network namespace at the other end of a veth, with
 //! addresses that look like others'. Packets to them can't leave this machine: each has a route to the
 //! veth, and a second one that throws them away should the first be gone.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::fs::File;
 use std::net::SocketAddr;
