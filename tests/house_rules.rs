@@ -162,3 +162,31 @@ fn files_stay_small() {
         }
     }
 }
+
+/// A threat is answered by a test that is there, in the file that the page names.
+#[test]
+fn each_test_that_the_threat_model_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let places = |word: &str| {
+        let module = word.split("::tests").next().unwrap().replace("::", "/");
+        let all = [format!("tests/{word}.rs"), format!("src/{module}.rs"), format!("fuzz/fuzz_targets/{word}.rs")];
+        all.into_iter().map(|path| root.join(path)).find(|path| path.exists())
+    };
+    let page = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let mut found = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ")) {
+        let shown_by = row.trim_end_matches('|').rsplit_once('|').unwrap().1;
+        // As the page says where it names no other.
+        let mut file = places("walls").unwrap();
+        for word in shown_by.split('`').skip(1).step_by(2) {
+            if word.matches('_').count() > 2 {
+                let code = fs::read_to_string(&file).unwrap();
+                assert!(code.contains(&format!("fn {word}(")), "{} has no {word}", file.display());
+                found += 1;
+            } else {
+                file = places(word).unwrap_or_else(|| panic!("there is no {word}: {row}"));
+            }
+        }
+    }
+    assert!(found > 30, "{found}");
+}
