@@ -1,6 +1,8 @@
-//! Who asks: a known party, by a signature, by `Authorization: Bearer`, or by the secret in a body.
+//! Who asks: a known party, by a signature, by `Authorization: Bearer`, or by the secret in a body; a
+//! token may stand in the place of either secret.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::HttpRequest;
@@ -11,7 +13,7 @@ use super::problem::Problem;
 use super::request_id::RequestId;
 use super::signature::{Message, Signature, SignatureError};
 use super::{Api, host};
-use crate::clients::{Key, Right, Usernames};
+use crate::clients::{Client, Key, Right, TokenError, UsernamePattern, Usernames};
 use crate::instance::name::{AppName, Username};
 use crate::manifest::{Actor, Cause, Manifest, ManifestError};
 
@@ -22,7 +24,7 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 
 /// A known party that was let in, with the right that it needs.
 pub(super) struct Caller {
-    key: Key,
+    shown: Shown,
     source: Option<IpAddr>,
 }
 
@@ -37,14 +39,13 @@ impl Caller {
         secret: Option<&str>,
     ) -> Result<Self, Problem> {
         let source = source(request);
-        let Identified { key, nonce } =
-            identify(request, api, body, secret).map_err(|refused| refused.answer(api, source))?;
-        if let Some(wait) = api.throttle.admit(source.into(), &key.client.id, Instant::now()) {
+        let shown = identify(request, api, body, secret).map_err(|refused| refused.answer(api, source))?;
+        if let Some(wait) = api.throttle.admit(source.into(), shown.throttled_as(), Instant::now()) {
             return Err(too_many(wait));
         }
-        let caller = Self { key, source };
-        if let Some(nonce) = nonce {
-            caller.spend(api, &nonce).await?;
+        let caller = Self { shown, source };
+        if let Proof::Signature { nonce } = &caller.shown.proof {
+            caller.spend(api, nonce).await?;
         }
         caller.require(api, right).await?;
         Ok(caller)
@@ -52,7 +53,7 @@ impl Caller {
 
     /// A signature's nonce is good once.
     async fn spend(&self, api: &Api, nonce: &str) -> Result<(), Problem> {
-        let client = &self.key.client.id;
+        let client = &self.shown.client.id;
         if api.manifest.use_nonce(client, nonce).await? {
             return Ok(());
         }
@@ -62,7 +63,7 @@ impl Caller {
 
     /// That a client lacks a right is an event.
     async fn require(&self, api: &Api, right: Right) -> Result<(), Problem> {
-        if self.key.client.policy.allows(right) {
+        if self.shown.client.policy.allows(right) {
             return Ok(());
         }
         let manifest = api.manifest.caused_by(self.cause());
@@ -73,8 +74,12 @@ impl Caller {
     }
 
     /// Whose instances it may know of.
-    pub fn usernames(&self) -> &Usernames {
-        &self.key.client.policy.usernames
+    pub fn usernames(&self) -> Usernames {
+        let of_the_client = &self.shown.client.policy.usernames;
+        let Proof::Token { username } = &self.shown.proof else { return of_the_client.clone() };
+        // No token lets its client do more than it may.
+        let own = Some(username).filter(|username| of_the_client.permits(username));
+        Usernames::Only(own.into_iter().cloned().map(UsernamePattern::Exactly).collect())
     }
 
     /// What it does to one instance, if it may act for that user.
@@ -95,8 +100,8 @@ impl Caller {
     }
 
     fn cause(&self) -> Cause {
-        let actor = Actor::Client { client: self.key.client.id.clone(), key: self.key.id.clone(), source: self.source };
-        Cause { actor, request: RequestId::current() }
+        let (client, key) = (self.shown.client.id.clone(), self.shown.key_id.clone());
+        Cause { actor: Actor::Client { client, key, source: self.source }, request: RequestId::current() }
     }
 }
 
@@ -143,7 +148,7 @@ enum Refused {
     Nothing,
     /// A key that nobody has, or a signature that it does not make; of a client that it claims to be.
     Wrong(Option<String>, Problem),
-    /// A signature whose form, digest or time won't do: no guess either.
+    /// A signature whose form, digest or time won't do, or a token whose claims won't: no guess either.
     Unfit(Problem),
 }
 
@@ -165,14 +170,40 @@ impl Refused {
     }
 }
 
-/// Whose key somebody has shown, and the nonce of a signature, which has to be a new one.
-struct Identified {
-    key: Key,
-    nonce: Option<String>,
+/// Whose key somebody has shown that he has.
+struct Shown {
+    client: Arc<Client>,
+    key_id: String,
+    proof: Proof,
+}
+
+/// How it was shown, and what that means for the request.
+enum Proof {
+    /// The key itself.
+    Secret,
+    /// By a signature, whose nonce has to be a new one.
+    Signature { nonce: String },
+    /// By a token, which is good for this user alone.
+    Token { username: Username },
+}
+
+impl Shown {
+    fn of(key: Key, proof: Proof) -> Self {
+        Self { client: key.client, key_id: key.id, proof }
+    }
+
+    /// Whose right key counts where it was let in before. Whoever has shown a token there must not be able to
+    /// guess at the client's own key without being slowed.
+    fn throttled_as(&self) -> &str {
+        match self.proof {
+            Proof::Token { .. } => &self.key_id,
+            Proof::Secret | Proof::Signature { .. } => &self.client.id,
+        }
+    }
 }
 
 /// By the first of the three ways in that is taken.
-fn identify(request: &HttpRequest, api: &Api, body: &[u8], secret: Option<&str>) -> Result<Identified, Refused> {
+fn identify(request: &HttpRequest, api: &Api, body: &[u8], secret: Option<&str>) -> Result<Shown, Refused> {
     let headers = request.headers();
     if headers.contains_key(SIGNATURE) || headers.contains_key(SIGNATURE_INPUT) {
         by_signature(request, api, body)
@@ -183,9 +214,24 @@ fn identify(request: &HttpRequest, api: &Api, body: &[u8], secret: Option<&str>)
     }
 }
 
-fn by_secret(api: &Api, secret: &str) -> Result<Identified, Refused> {
-    let key = api.clients.admit(secret).ok_or(Refused::Wrong(None, Problem::InvalidSecret))?;
-    Ok(Identified { key, nonce: None })
+/// A key, or a token in place of it.
+fn by_secret(api: &Api, secret: &str) -> Result<Shown, Refused> {
+    if let Some(key) = api.clients.admit(secret) {
+        return Ok(Shown::of(key, Proof::Secret));
+    }
+    let error = match api.clients.admit_token(secret, &api.settings.origin()) {
+        Ok(bearer) => {
+            let proof = Proof::Token { username: bearer.username };
+            return Ok(Shown { client: bearer.client, key_id: bearer.key_id, proof });
+        }
+        Err(error) => error,
+    };
+    let problem = Problem::InvalidToken(error.to_string());
+    Err(match error {
+        TokenError::None => Refused::Wrong(None, Problem::InvalidSecret),
+        TokenError::Mismatch(client) => Refused::Wrong(client, problem),
+        TokenError::Claims(_) => Refused::Unfit(problem),
+    })
 }
 
 /// RFC 6750, section 2.1.
@@ -194,7 +240,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Identified, Refused> {
+fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Shown, Refused> {
     let unfit = |error: &SignatureError| Refused::Unfit(Problem::InvalidSignature(error.to_string()));
     let headers = request.headers();
     // A list that is split over lines is one list (RFC 9110, section 5.3).
@@ -222,7 +268,7 @@ fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Identif
     let secret = key.as_ref().map_or(&b"nobody's"[..], Key::secret);
     let verified = signature.verify(&message, secret, Utc::now().timestamp());
     match (verified, key) {
-        (Ok(()), Some(key)) => Ok(Identified { key, nonce: Some(signature.nonce) }),
+        (Ok(()), Some(key)) => Ok(Shown::of(key, Proof::Signature { nonce: signature.nonce })),
         (Ok(()) | Err(SignatureError::Mismatch), key) => Err(wrong(key.map(|key| key.client.id.clone()))),
         (Err(error), _) => Err(unfit(&error)),
     }
