@@ -29,7 +29,7 @@ use thiserror::Error;
 
 pub use policy::{Policy, Right, UsernamePattern, Usernames};
 use token::TokenKey;
-pub use token::{Bearer, LIFETIME_MAX, TokenError};
+pub use token::{Grant, TokenError};
 
 /// How long a key's id may be.
 const ID_MAX: usize = 64;
@@ -211,7 +211,7 @@ fn read(dir: &Path) -> Result<Known, ClientsError> {
             // A file that is being written; the next look finds it whole.
             continue;
         }
-        let client = name.split('.').next().unwrap_or(name);
+        let client = client_of(name).unwrap_or(name);
         match Policy::read(&dir.join(policy_file(client))) {
             Ok(policy) => {
                 let client = Arc::new(Client { id: client.to_owned(), policy });
@@ -255,7 +255,7 @@ fn take_secret(known: &mut Known, name: &str, client: &Arc<Client>, text: &str, 
 fn take_public_keys(known: &mut Known, name: &str, client: &Arc<Client>, text: &str, mode: u32) -> Vec<String> {
     // Whoever may write it may let himself in.
     if mode & 0o022 != 0 {
-        return vec!["others may write it (chmod 644): it does not count".to_owned()];
+        return vec!["others may write it (chmod 600): it does not count".to_owned()];
     }
     match jwks::parse(text) {
         Ok((keys, mistakes)) => {
@@ -293,6 +293,12 @@ pub fn key_file(client: &str, key: Option<&str>, ending: &str) -> String {
         Some(key) => format!("{client}.{key}.{ending}"),
         None => format!("{client}.{ending}"),
     }
+}
+
+/// The client that a key of this name belongs to, if it can be the name of one.
+#[must_use]
+pub fn client_of(key: &str) -> Option<&str> {
+    is_id(key).then(|| key.split('.').next().unwrap_or(key))
 }
 
 /// The file with what a client may do.

@@ -312,7 +312,11 @@ async fn a_token_lets_in_for_its_user_alone() {
     }
     let changed = format!("{of_alice}A");
     assert_eq!(problem(ask(&haas, Method::GET, "/instances", Some(&changed), None).await).await.1, "invalid-token");
-    assert!(haas.log().contains("a wrong key of the client appmaker"), "{}", haas.log());
+    assert!(haas.log().contains("a wrong key"), "{}", haas.log());
+    // Refusals of tokens are in the log, and no events.
+    let (_, events, _) = haas.haas(&["events", "--json"]).await;
+    assert!(!events.contains("\"refused\""), "{events}");
+    assert!(haas.log().contains(&format!("{alice}, by a token of the client appmaker: sso is refused: forbidden")));
 
     // Who it was stands in the event; the token stands nowhere.
     let (_, events, _) = haas.haas(&["events", &alice, "notes", "--json"]).await;
@@ -325,6 +329,10 @@ async fn a_token_lets_in_for_its_user_alone() {
 
     // Whoever has one may not guess at her client's own key for that, where he was let in.
     put(&haas, "appmaker.own.secret", KEY);
+    eventually("it is known", Duration::from_secs(10), || async {
+        haas.log().contains("read again: appmaker#2026-11 appmaker.own ").then_some(())
+    })
+    .await;
     eventually("guesses are refused", Duration::from_mins(1), || async {
         (ask(&haas, Method::GET, "/instances", Some("a guess"), None).await.status() == 429).then_some(())
     })
@@ -384,8 +392,11 @@ async fn keys_of_tokens_are_of_either_kind_and_come_and_go_without_a_restart() {
     becomes(&tokens[1], 401).await;
     let (_, doctor, _) = haas.haas(&["doctor"]).await;
     assert!(doctor.contains("appmaker.ed25519.jwks: is no JWK set"), "{doctor}");
-    assert_eq!(haas.haas(&["client", "remove", "appmaker"]).await.0, 0);
+    // A secret beside them is another kind, and stays.
+    assert_eq!(haas.haas(&["client", "add", "appmaker", "--key", "ed25519"]).await.0, 0);
+    assert_eq!(haas.haas(&["client", "remove", "appmaker", "--jwks"]).await.0, 0);
     assert!(!haas.layout.secrets_dir().join("appmaker.ed25519.jwks").exists());
+    assert!(haas.layout.secrets_dir().join("appmaker.ed25519.secret").exists());
 }
 
 #[tokio::test]

@@ -56,6 +56,9 @@ pub(super) struct Remove {
     /// This key alone
     #[arg(long)]
     key: Option<String>,
+    /// Of those, the public keys of its tokens alone
+    #[arg(long)]
+    jwks: bool,
 }
 
 pub(super) async fn run(global: &Global, command: &Client) -> anyhow::Result<Outcome> {
@@ -68,12 +71,16 @@ pub(super) async fn run(global: &Global, command: &Client) -> anyhow::Result<Out
     }
     let (done, kind, detail) = match command {
         Client::List(arguments) => return list(dir, arguments),
-        Client::Add(arguments) => {
-            (add(dir, arguments)?, "client added", json!({ "client": arguments.client, "key": arguments.key }))
-        }
-        Client::Remove(arguments) => {
-            (remove(dir, arguments)?, "client removed", json!({ "client": arguments.client, "key": arguments.key }))
-        }
+        Client::Add(arguments) => (
+            add(dir, arguments)?,
+            "client added",
+            json!({ "client": arguments.client, "key": arguments.key, "jwks": arguments.jwks.is_some() }),
+        ),
+        Client::Remove(arguments) => (
+            remove(dir, arguments)?,
+            "client removed",
+            json!({ "client": arguments.client, "key": arguments.key, "jwks": arguments.jwks }),
+        ),
     };
     if done == Outcome::Done {
         manifest.note_change(kind, detail).await?;
@@ -112,8 +119,9 @@ fn add(dir: &Path, arguments: &Add) -> anyhow::Result<Outcome> {
     if !are_names(&arguments.client, arguments.key.as_deref()) {
         return Ok(Outcome::Refused);
     }
-    let present = key_paths(dir, &arguments.client, arguments.key.as_deref());
-    if let Some(path) = present.first() {
+    let ending = if arguments.jwks.is_some() { "jwks" } else { "secret" };
+    let path = dir.join(clients::key_file(&arguments.client, arguments.key.as_deref(), ending));
+    if path.exists() {
         eprintln!("haas: {} is there already; --key gives another one a name", path.display());
         return Ok(Outcome::Refused);
     }
@@ -130,8 +138,6 @@ fn add(dir: &Path, arguments: &Add) -> anyhow::Result<Outcome> {
             Some(text)
         }
     };
-    let ending = if public_keys.is_some() { "jwks" } else { "secret" };
-    let path = dir.join(clients::key_file(&arguments.client, arguments.key.as_deref(), ending));
     let policy_path = dir.join(clients::policy_file(&arguments.client));
     let restricted = !arguments.rights.is_empty() || !arguments.usernames.is_empty();
     // Before the key: there is no moment in which it may do more.
@@ -167,16 +173,19 @@ fn remove(dir: &Path, arguments: &Remove) -> anyhow::Result<Outcome> {
         Some(_) => key_paths(dir, &arguments.client, key),
         None => key_files(dir, &arguments.client)?,
     };
-    if present.is_empty() {
+    let (going, staying): (Vec<PathBuf>, Vec<PathBuf>) = present
+        .into_iter()
+        .partition(|path| !arguments.jwks || path.extension().is_some_and(|ending| ending == "jwks"));
+    if going.is_empty() {
         eprintln!("haas: there is no such key");
         return Ok(Outcome::NotFound);
     }
-    for path in &present {
+    for path in &going {
         std::fs::remove_file(path).with_context(|| path.display().to_string())?;
         say!("{} is removed", path.display());
     }
     // What it was allowed stays for its other keys; without any, it goes after them.
-    if key.is_none() {
+    if key.is_none() && staying.is_empty() {
         match std::fs::remove_file(dir.join(clients::policy_file(&arguments.client))) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}

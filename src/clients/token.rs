@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jsonwebtoken::crypto::verify;
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Validation, decode, decode_header};
+use jsonwebtoken::{TokenData, Validation, decode, decode_header};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -14,7 +14,7 @@ use super::{Client, Clients};
 use crate::instance::name::Username;
 
 /// How long a token may be good for, in seconds: whoever copies it has it for so long.
-pub const LIFETIME_MAX: i64 = 3600;
+const LIFETIME_MAX: i64 = 3600;
 /// How far clocks may differ, in seconds (RFC 7519, section 4.1.4: a small leeway).
 const LEEWAY: i64 = 60;
 
@@ -24,9 +24,9 @@ pub enum TokenError {
     /// It does not look like one.
     #[error("this is no token")]
     None,
-    /// No key that is known makes its signature; whose it claims to be, if such a key is there.
+    /// No key that is known makes its signature.
     #[error("the token's signature does not match")]
-    Mismatch(Option<String>),
+    Mismatch,
     /// A client has signed it, and it won't do.
     #[error("{0}")]
     Claims(String),
@@ -43,7 +43,7 @@ pub(super) struct TokenKey {
 
 /// Whom a token lets in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bearer {
+pub struct Grant {
     /// Who has signed it.
     pub client: Arc<Client>,
     /// The name of the key that has.
@@ -58,68 +58,63 @@ impl Clients {
     /// # Errors
     /// [`TokenError`] says why it lets nobody in. Of a key that is not known it says the same as of one that
     /// has not made the signature.
-    pub fn admit_token(&self, token: &str, audience: &str) -> Result<Bearer, TokenError> {
+    pub fn admit_token(&self, token: &str, audience: &str) -> Result<Grant, TokenError> {
         let header = decode_header(token).map_err(|_| TokenError::None)?;
         let kid = header.kid.unwrap_or_default();
         let known = self.known();
-        let mut claimed = None;
-        // Two clients may have given their keys the same name.
-        for key in known.token_keys.iter().filter(|key| key.public.kid == kid) {
-            match key.verify(token, audience) {
-                Err(TokenError::Mismatch(client)) => claimed = client,
-                outcome => return outcome,
+        let mut refused = TokenError::Mismatch;
+        // Two clients' keys may have one name, and even be the same.
+        for key in known.token_keys.iter().filter(|key| key.public.kid == kid && key.has_signed(token)) {
+            match key.grant(token, audience) {
+                Ok(grant) => return Ok(grant),
+                Err(why) => refused = TokenError::Claims(why),
             }
         }
-        Err(TokenError::Mismatch(claimed))
+        Err(refused)
     }
 }
 
 impl TokenKey {
-    fn verify(&self, token: &str, audience: &str) -> Result<Bearer, TokenError> {
-        let refused = |why: String| Err(TokenError::Claims(why));
+    fn has_signed(&self, token: &str) -> bool {
+        let parts = token.rsplit_once('.');
+        parts.is_some_and(|(text, signature)| {
+            verify(signature, text.as_bytes(), &self.public.key, self.public.algorithm).unwrap_or(false)
+        })
+    }
+
+    /// Whom a token of this key's lets in; else what is wrong with it.
+    fn grant(&self, token: &str, audience: &str) -> Result<Grant, String> {
         let mut validation = Validation::new(self.public.algorithm);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.set_issuer(&[&self.client.id]);
         validation.set_audience(&[audience]);
         validation.validate_nbf = true;
         validation.leeway = LEEWAY.unsigned_abs();
-        let claims: Map<String, Value> = match decode(token, &self.public.key, &validation) {
-            Ok(token) => token.claims,
-            Err(error) => {
-                return match error.kind() {
-                    ErrorKind::MissingRequiredClaim(name) => refused(format!("{name} has to be there")),
-                    ErrorKind::InvalidClaimFormat(name) => refused(format!("{name} can't be read")),
-                    ErrorKind::InvalidIssuer => refused("iss is not the client whose key has signed it".to_owned()),
-                    ErrorKind::InvalidAudience => refused(format!("aud has to be {audience}")),
-                    ErrorKind::ExpiredSignature => refused("exp is over".to_owned()),
-                    ErrorKind::ImmatureSignature => refused("nbf has not come yet".to_owned()),
-                    ErrorKind::Json(_) if self.has_signed(token) => refused("its claims can't be read".to_owned()),
-                    // Everything that is found before the signature is verified.
-                    _ => Err(TokenError::Mismatch(Some(self.client.id.clone()))),
-                };
-            }
-        };
-        let seconds = |name: &str| claims.get(name).and_then(Value::as_f64);
+        let token: TokenData<Map<String, Value>> =
+            decode(token, &self.public.key, &validation).map_err(|error| match error.kind() {
+                ErrorKind::MissingRequiredClaim(name) => format!("{name} has to be there"),
+                ErrorKind::InvalidClaimFormat(name) => format!("{name} can't be read"),
+                ErrorKind::InvalidIssuer => "iss is not the client whose key has signed it".to_owned(),
+                ErrorKind::InvalidAudience => format!("aud has to be {audience}"),
+                ErrorKind::ExpiredSignature => "exp is over".to_owned(),
+                ErrorKind::ImmatureSignature => "nbf has not come yet".to_owned(),
+                _ => "its header or its claims can't be read".to_owned(),
+            })?;
+        let seconds = |name: &str| token.claims.get(name).and_then(Value::as_f64);
         let (Some(issued), Some(expires)) = (seconds("iat"), seconds("exp")) else {
-            return refused("iat has to be there, and a number".to_owned());
+            return Err("iat has to be there, and a number".to_owned());
         };
         #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 are whole in a double for ages")]
         let (now, leeway, lifetime) = (chrono::Utc::now().timestamp() as f64, LEEWAY as f64, LIFETIME_MAX as f64);
-        if issued > now + leeway || expires - issued > lifetime {
-            return refused(format!("it may be good for {LIFETIME_MAX} seconds at most, from iat to exp"));
+        if issued > now + leeway {
+            return Err("iat has not come yet".to_owned());
         }
-        match claims.get("sub").and_then(Value::as_str).map(Username::parse) {
-            Some(Ok(username)) => Ok(Bearer { client: Arc::clone(&self.client), key_id: self.id.clone(), username }),
-            Some(Err(error)) => refused(format!("sub {error}")),
-            None => refused("sub has to be a username".to_owned()),
+        if expires - issued > lifetime {
+            return Err(format!("it may be good for {LIFETIME_MAX} seconds at most, from iat to exp"));
         }
-    }
-
-    fn has_signed(&self, token: &str) -> bool {
-        let parts = token.rsplit_once('.');
-        parts.is_some_and(|(text, signature)| {
-            verify(signature, text.as_bytes(), &self.public.key, self.public.algorithm).unwrap_or(false)
-        })
+        let subject = token.claims.get("sub").and_then(Value::as_str).ok_or("sub has to be a username")?;
+        let username = Username::parse(subject).map_err(|error| format!("sub {error}"))?;
+        Ok(Grant { client: Arc::clone(&self.client), key_id: self.id.clone(), username })
     }
 }
 
@@ -203,7 +198,7 @@ mod tests {
             (json!({ "exp": null }), "exp has to be there"),
             (json!({ "exp": "soon" }), "exp has to be there"),
             (json!({ "exp": now + 3601 }), "it may be good for 3600 seconds at most, from iat to exp"),
-            (json!({ "iat": now + 90, "exp": now + 300 }), "it may be good for 3600 seconds at most, from iat to exp"),
+            (json!({ "iat": now + 90, "exp": now + 300 }), "iat has not come yet"),
             (json!({ "iat": null }), "iat has to be there, and a number"),
             (json!({ "nbf": now + 90 }), "nbf has not come yet"),
             (json!({ "nbf": "later" }), "nbf can't be read"),
@@ -212,7 +207,7 @@ mod tests {
             (json!({ "iss": "provision" }), "iss is not the client whose key has signed it"),
             (json!({ "iss": 7 }), "iss has to be there"),
             (json!({ "sub": null }), "sub has to be there"),
-            (json!({ "sub": ["alice"] }), "its claims can't be read"),
+            (json!({ "sub": ["alice"] }), "its header or its claims can't be read"),
             (json!({ "sub": "a.b" }), "sub must be"),
         ] {
             let mut all = claims();
@@ -232,7 +227,7 @@ mod tests {
         let (signer, other) = (Signer::new(), Signer::new());
         let (dir, clients) = known(&signer);
         let good = signer.sign(&header(), &claims());
-        let mismatch = TokenError::Mismatch(Some("appmaker".to_owned())).to_string();
+        let mismatch = TokenError::Mismatch.to_string();
         for token in [other.sign(&header(), &claims()), signer.sign(&json!({ "alg": "EdDSA", "kid": "2" }), &claims())]
         {
             assert_eq!(why(&clients, &token), mismatch, "which keys there are is not told");
@@ -278,8 +273,16 @@ mod tests {
         assert_eq!(clients.admit_token(&other.sign(&header(), &theirs), AUDIENCE).unwrap().client.id, "partner");
         assert_eq!(clients.admit_token(&good, AUDIENCE).unwrap().client.id, "appmaker");
         assert!(clients.admit_token(&other.sign(&header(), &claims()), AUDIENCE).is_err(), "in another's name");
+        // Nor does whoever shows a key of another's as its own keep that one out.
+        put(&dir, "a.jwks", &json!({ "keys": [signer.jwk("1")] }).to_string());
+        put(&dir, "z.jwks", &json!({ "keys": [signer.jwk("1")] }).to_string());
+        clients.reload().unwrap();
+        assert_eq!(clients.admit_token(&good, AUDIENCE).unwrap().client.id, "appmaker");
+        assert!(why(&clients, &signer.sign(&header(), &theirs)).starts_with("iss is not"));
         // And taken away, it is good no more.
-        fs::remove_file(dir.path().join("appmaker.2026.jwks")).unwrap();
+        for name in ["appmaker.2026.jwks", "a.jwks", "z.jwks"] {
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
         clients.reload().unwrap();
         assert_eq!(why(&clients, &good), mismatch);
     }
@@ -293,18 +296,37 @@ mod tests {
             jwk[part] = value;
             jwk
         };
-        let rsa = |bytes: usize| json!({ "kty": "RSA", "kid": "3", "e": "AQAB", "n": URL_SAFE_NO_PAD.encode(vec![0xc1; bytes]) });
+        let modulus =
+            |modulus: &[u8], e: &str| json!({ "kty": "RSA", "kid": "3", "e": e, "n": URL_SAFE_NO_PAD.encode(modulus) });
+        let rsa = |bytes: usize| modulus(&vec![0xc1; bytes], "AQAB");
+        let padded = [vec![0; 128], vec![0xc1; 128]].concat();
+        let x = |byte: u8| {
+            let mut point = [0; 32];
+            point[0] = byte;
+            with("x", json!(URL_SAFE_NO_PAD.encode(point)))
+        };
         let wrong = [
             (with("d", json!("AAAA")), "is a private one"),
+            (json!({ "kty": "RSA", "kid": "3", "e": "AQAB", "n": "AQAB", "p": "AQAB" }), "is a private one"),
             (json!({ "kty": "oct", "kid": "2", "k": "AAAA" }), "is a private one"),
             (with("kid", json!("a b")), "kid has to be there"),
             (with("kid", Value::Null), "kid has to be there"),
             (with("use", json!("enc")), "use is not sig"),
+            (with("key_ops", json!(["sign"])), "key_ops has no verify"),
             (with("alg", json!("HS256")), "has to be of Ed25519"),
+            (with("alg", json!("Ed25519")), "has to be of Ed25519"),
             (with("alg", json!("RS256")), "has to be of Ed25519"),
             (with("x", json!("AAAA")), "has to be of Ed25519"),
             (with("crv", json!("X25519")), "has to be of Ed25519"),
+            (x(0), "has to be of Ed25519"),
+            (x(1), "has to be of Ed25519"),
             (rsa(128), "has to be of Ed25519"),
+            (rsa(1025), "has to be of Ed25519"),
+            (modulus(&padded, "AQAB"), "has to be of Ed25519"),
+            (modulus(&[0xc0; 256], "AQAB"), "has to be of Ed25519"),
+            (modulus(&[0xc1; 256], "AQ"), "has to be of Ed25519"),
+            (modulus(&[0xc1; 256], "AQAA"), "has to be of Ed25519"),
+            (modulus(&[0xc1; 256], ""), "has to be of Ed25519"),
             (json!({ "kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "2" }), "has to be of Ed25519"),
             (json!("x"), "kid has to be there"),
             (signer.jwk("1"), "has kid 1 twice"),

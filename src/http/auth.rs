@@ -12,8 +12,9 @@ use chrono::Utc;
 use super::problem::Problem;
 use super::request_id::RequestId;
 use super::signature::{Message, Signature, SignatureError};
+use super::throttle::By;
 use super::{Api, host};
-use crate::clients::{Client, Key, Right, TokenError, UsernamePattern, Usernames};
+use crate::clients::{self, Client, Key, Right, TokenError, UsernamePattern, Usernames};
 use crate::instance::name::{AppName, Username};
 use crate::manifest::{Actor, Cause, Manifest, ManifestError};
 
@@ -40,7 +41,7 @@ impl Caller {
     ) -> Result<Self, Problem> {
         let source = source(request);
         let shown = identify(request, api, body, secret).map_err(|refused| refused.answer(api, source))?;
-        if let Some(wait) = api.throttle.admit(source.into(), shown.throttled_as(), Instant::now()) {
+        if let Some(wait) = api.throttle.admit(source.into(), shown.by(), Instant::now()) {
             return Err(too_many(wait));
         }
         let caller = Self { shown, source };
@@ -67,10 +68,24 @@ impl Caller {
             return Ok(());
         }
         let manifest = api.manifest.caused_by(self.cause());
-        if let Err(error) = manifest.note_refusal(None, right.as_str(), "forbidden").await {
+        self.note_refusal(&manifest, None, right.as_str(), "forbidden").await;
+        Err(Problem::Forbidden(format!("it needs the right {}", right.as_str())))
+    }
+
+    async fn note_refusal(
+        &self,
+        manifest: &Manifest,
+        names: Option<(&Username, &AppName)>,
+        kind: &'static str,
+        slug: &'static str,
+    ) {
+        if let Proof::Token { username } = &self.shown.proof {
+            // Anybody may have one, and an event is never removed.
+            let client = &self.shown.client.id;
+            log::warn!(request = RequestId::current(); "{username}, by a token of the client {client}: {kind} is refused: {slug}");
+        } else if let Err(error) = manifest.note_refusal(names, kind, slug).await {
             log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
         }
-        Err(Problem::Forbidden(format!("it needs the right {}", right.as_str())))
     }
 
     /// Whose instances it may know of.
@@ -84,13 +99,13 @@ impl Caller {
 
     /// What it does to one instance, if it may act for that user.
     pub async fn act<'a>(
-        &self,
+        &'a self,
         api: &Api,
         kind: &'static str,
         username: &'a Username,
         appname: &'a AppName,
     ) -> Result<Act<'a>, Problem> {
-        let act = Act { manifest: api.manifest.caused_by(self.cause()), kind, username, appname };
+        let act = Act { caller: self, manifest: api.manifest.caused_by(self.cause()), kind, username, appname };
         if self.usernames().permits(username) {
             return Ok(act);
         }
@@ -109,6 +124,7 @@ impl Caller {
 pub(super) struct Act<'a> {
     /// The manifest, through which it is done.
     pub manifest: Manifest,
+    caller: &'a Caller,
     kind: &'static str,
     username: &'a Username,
     appname: &'a AppName,
@@ -132,9 +148,7 @@ impl Act<'_> {
             return;
         }
         let names = Some((self.username, self.appname));
-        if let Err(error) = self.manifest.note_refusal(names, self.kind, problem.slug()).await {
-            log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
-        }
+        self.caller.note_refusal(&self.manifest, names, self.kind, problem.slug()).await;
     }
 }
 
@@ -192,12 +206,10 @@ impl Shown {
         Self { client: key.client, key_id: key.id, proof }
     }
 
-    /// Whose right key counts where it was let in before. Whoever has shown a token there must not be able to
-    /// guess at the client's own key without being slowed.
-    fn throttled_as(&self) -> &str {
+    fn by(&self) -> By<'_> {
         match self.proof {
-            Proof::Token { .. } => &self.key_id,
-            Proof::Secret | Proof::Signature { .. } => &self.client.id,
+            Proof::Token { .. } => By::Token(&self.key_id),
+            Proof::Secret | Proof::Signature { .. } => By::Client(&self.client.id),
         }
     }
 }
@@ -220,16 +232,16 @@ fn by_secret(api: &Api, secret: &str) -> Result<Shown, Refused> {
         return Ok(Shown::of(key, Proof::Secret));
     }
     let error = match api.clients.admit_token(secret, &api.settings.origin()) {
-        Ok(bearer) => {
-            let proof = Proof::Token { username: bearer.username };
-            return Ok(Shown { client: bearer.client, key_id: bearer.key_id, proof });
+        Ok(grant) => {
+            let proof = Proof::Token { username: grant.username };
+            return Ok(Shown { client: grant.client, key_id: grant.key_id, proof });
         }
         Err(error) => error,
     };
     let problem = Problem::InvalidToken(error.to_string());
     Err(match error {
         TokenError::None => Refused::Wrong(None, Problem::InvalidSecret),
-        TokenError::Mismatch(client) => Refused::Wrong(client, problem),
+        TokenError::Mismatch => Refused::Wrong(None, problem),
         TokenError::Claims(_) => Refused::Unfit(problem),
     })
 }
@@ -249,9 +261,8 @@ fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Shown, 
         values.join(", ")
     };
     let signature = Signature::parse(&field(SIGNATURE_INPUT), &field(SIGNATURE)).map_err(|error| unfit(&error))?;
-    let wrong = |client: Option<String>| {
-        Refused::Wrong(client, Problem::InvalidSignature(SignatureError::Mismatch.to_string()))
-    };
+    // Whether or not there is such a client: else its failures would tell, being counted.
+    let claimed = clients::client_of(&signature.key_id).map(str::to_owned);
     let key = api.clients.key(&signature.key_id);
     let proto = headers.get_all(FORWARDED_PROTO).last().and_then(|value| value.to_str().ok());
     let host_field = headers.get(HOST).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -269,7 +280,9 @@ fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Shown, 
     let verified = signature.verify(&message, secret, Utc::now().timestamp());
     match (verified, key) {
         (Ok(()), Some(key)) => Ok(Shown::of(key, Proof::Signature { nonce: signature.nonce })),
-        (Ok(()) | Err(SignatureError::Mismatch), key) => Err(wrong(key.map(|key| key.client.id.clone()))),
+        (Ok(()) | Err(SignatureError::Mismatch), _) => {
+            Err(Refused::Wrong(claimed, Problem::InvalidSignature(SignatureError::Mismatch.to_string())))
+        }
         (Err(error), _) => Err(unfit(&error)),
     }
 }
