@@ -3,7 +3,8 @@
 //! A folder says it. Each file `*.secret` holds one key, in its first line; its name without the
 //! ending is the key's id, and what of that comes before the first dot is the client's: `appmaker.secret`
 //! and `appmaker.2026-12.secret` are two keys of the client `appmaker`, so that a new one can be handed
-//! out before the old one is withdrawn. A file `<client>.toml` may say what the client may do; without one it
+//! out before the old one is withdrawn. Each file `*.jwks` holds public keys, whose tokens let somebody act
+//! for one user; it is named in the same way. A file `<client>.toml` may say what the client may do; without one it
 //! may do everything, as the one secret of a small installation does:
 //!
 //! ```toml
@@ -11,7 +12,10 @@
 //! usernames = ["alice", "team-*"]
 //! ```
 
+mod jwks;
 mod policy;
+mod token;
+mod verifier;
 
 use std::fmt;
 use std::fs;
@@ -24,6 +28,8 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 
 pub use policy::{Policy, Right, UsernamePattern, Usernames};
+use token::TokenKey;
+pub use token::{Grant, TokenError};
 
 /// How long a key's id may be.
 const ID_MAX: usize = 64;
@@ -42,7 +48,7 @@ pub enum ClientsError {
         error: std::io::Error,
     },
     /// There is none, so that nobody could ask for anything.
-    #[error("{0}: has no *.secret file with a secret in it")]
+    #[error("{0}: has no *.secret file with a secret in it, and no *.jwks")]
     None(PathBuf),
 }
 
@@ -80,10 +86,20 @@ impl fmt::Debug for Key {
     }
 }
 
+/// Which key, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyName {
+    /// Its name, which is no secret.
+    pub id: String,
+    /// Whose it is.
+    pub client: Arc<Client>,
+}
+
 /// The keys, and what is wrong with files of the folder.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Known {
     keys: Vec<Key>,
+    token_keys: Vec<TokenKey>,
     mistakes: Vec<String>,
 }
 
@@ -139,10 +155,17 @@ impl Clients {
         self.known().keys.iter().find(|key| key.id == id).cloned()
     }
 
-    /// Every key, in the order of their ids.
+    /// Every key, in the order of their names.
     #[must_use]
-    pub fn keys(&self) -> Vec<Key> {
-        self.known().keys.clone()
+    pub fn keys(&self) -> Vec<KeyName> {
+        let known = self.known();
+        let secrets = known.keys.iter().map(|key| (&key.id, &key.client));
+        let of_tokens = known.token_keys.iter().map(|key| (&key.id, &key.client));
+        let all = secrets.chain(of_tokens);
+        let mut names: Vec<KeyName> =
+            all.map(|(id, client)| KeyName { id: id.clone(), client: Arc::clone(client) }).collect();
+        names.sort_by(|one, other| one.id.cmp(&other.id));
+        names
     }
 
     /// What is wrong with files of the folder, one line each; whatever they are about is not in force.
@@ -153,6 +176,7 @@ impl Clients {
 }
 
 fn read(dir: &Path) -> Result<Known, ClientsError> {
+    verifier::install();
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| ClientsError::Io { path, error }
@@ -163,7 +187,12 @@ fn read(dir: &Path) -> Result<Known, ClientsError> {
         paths.push(entry.map_err(failed(dir))?.path());
     }
     paths.sort();
-    for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "secret")) {
+    for path in &paths {
+        let take = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("secret") => take_secret,
+            Some("jwks") => take_public_keys,
+            _ => continue,
+        };
         let name = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| is_id(stem));
         let Some(name) = name else {
             known.mistakes.push(format!("{}: a key's name has letters, digits and . _ - alone", path.display()));
@@ -178,43 +207,98 @@ fn read(dir: &Path) -> Result<Known, ClientsError> {
                 continue;
             }
         };
-        let secret = text.lines().next().unwrap_or_default().trim();
-        if secret.is_empty() {
+        if text.trim().is_empty() {
             // A file that is being written; the next look finds it whole.
             continue;
         }
-        if mode & 0o077 != 0 {
-            known.mistakes.push(format!("{}: others may read it (chmod 600)", path.display()));
-        }
-        if secret.len() < KEY_MIN {
-            known.mistakes.push(format!("{}: shorter than {KEY_MIN} characters: it can be guessed", path.display()));
-        }
-        let client = name.split('.').next().unwrap_or(name);
+        let client = client_of(name).unwrap_or(name);
         match Policy::read(&dir.join(policy_file(client))) {
-            Ok(policy) => known.keys.push(Key {
-                id: name.to_owned(),
-                client: Arc::new(Client { id: client.to_owned(), policy }),
-                hash: Sha256::digest(secret).into(),
-                secret: secret.as_bytes().into(),
-            }),
+            Ok(policy) => {
+                let client = Arc::new(Client { id: client.to_owned(), policy });
+                let mistakes = take(&mut known, name, &client, &text, mode);
+                known.mistakes.extend(mistakes.into_iter().map(|mistake| format!("{}: {mistake}", path.display())));
+            }
             // Rights that can't be read are no rights.
             Err(error) => known.mistakes.push(format!("the client {client} is let in no more: {error}")),
         }
     }
     known.mistakes.dedup();
-    if known.keys.is_empty() && known.mistakes.is_empty() {
+    if known.keys.is_empty() && known.token_keys.is_empty() && known.mistakes.is_empty() {
         return Err(ClientsError::None(dir.to_owned()));
     }
     Ok(known)
 }
 
-/// The file with a client's first key, or with one that has a name beside it.
-#[must_use]
-pub fn key_file(client: &str, key: Option<&str>) -> String {
-    match key {
-        Some(key) => format!("{client}.{key}.secret"),
-        None => format!("{client}.secret"),
+/// What is wrong with a secret, which counts all the same.
+fn take_secret(known: &mut Known, name: &str, client: &Arc<Client>, text: &str, mode: u32) -> Vec<String> {
+    let secret = text.lines().next().unwrap_or_default().trim();
+    if secret.is_empty() {
+        return Vec::new();
     }
+    let mut mistakes = Vec::new();
+    if mode & 0o077 != 0 {
+        mistakes.push("others may read it (chmod 600)".to_owned());
+    }
+    if secret.len() < KEY_MIN {
+        mistakes.push(format!("shorter than {KEY_MIN} characters: it can be guessed"));
+    }
+    known.keys.push(Key {
+        id: name.to_owned(),
+        client: Arc::clone(client),
+        hash: Sha256::digest(secret).into(),
+        secret: secret.as_bytes().into(),
+    });
+    mistakes
+}
+
+/// What is wrong with a set of public keys; those that can be used count.
+fn take_public_keys(known: &mut Known, name: &str, client: &Arc<Client>, text: &str, mode: u32) -> Vec<String> {
+    // Whoever may write it may let himself in.
+    if mode & 0o022 != 0 {
+        return vec!["others may write it (chmod 600): it does not count".to_owned()];
+    }
+    match jwks::parse(text) {
+        Ok((keys, mistakes)) => {
+            known.token_keys.extend(keys.into_iter().map(|public| TokenKey {
+                id: format!("{name}#{}", public.kid),
+                client: Arc::clone(client),
+                public,
+            }));
+            mistakes
+        }
+        Err(mistake) => vec![mistake],
+    }
+}
+
+/// Whether this is a set of public keys, all of which can be used.
+///
+/// # Errors
+/// What is wrong with it, one line each.
+pub fn check_public_keys(text: &str) -> Result<(), Vec<String>> {
+    match jwks::parse(text) {
+        Ok((_, mistakes)) if mistakes.is_empty() => Ok(()),
+        Ok((_, mistakes)) => Err(mistakes),
+        Err(mistake) => Err(vec![mistake]),
+    }
+}
+
+/// What the names of files with keys end in.
+pub const KEY_ENDINGS: [&str; 2] = ["secret", "jwks"];
+
+/// The file with a client's first key, or with one that has a name beside it; its ending is one of
+/// [`KEY_ENDINGS`].
+#[must_use]
+pub fn key_file(client: &str, key: Option<&str>, ending: &str) -> String {
+    match key {
+        Some(key) => format!("{client}.{key}.{ending}"),
+        None => format!("{client}.{ending}"),
+    }
+}
+
+/// The client that a key of this name belongs to, if it can be the name of one.
+#[must_use]
+pub fn client_of(key: &str) -> Option<&str> {
+    is_id(key).then(|| key.split('.').next().unwrap_or(key))
 }
 
 /// The file with what a client may do.

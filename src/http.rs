@@ -101,6 +101,11 @@ impl Settings {
             body_max: u64::from(config.haproxy.body_max_mib) * 1024 * 1024,
         }
     }
+
+    /// The control API's own address, as clients spell it.
+    fn origin(&self) -> String {
+        self.public.origin(&self.domain)
+    }
 }
 
 /// Where the server takes requests from; made by the caller, so that a test can take port 0.

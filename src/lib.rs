@@ -18,7 +18,7 @@
 //! | [`reconcile`] | the one loop that makes the world agree with the manifest; all side effects start there |
 //! | [`containers`] | Docker: observe, ensure, remove |
 //! | [`haproxy`] | render, check, swap, signal, confirm |
-//! | [`clients`] | who may ask the control API for what: keys, rights, policies |
+//! | [`clients`] | who may ask the control API for what: keys, tokens, rights |
 //! | [`archive`] | tenants' data as compressed, checksummed files |
 //! | [`tls`] | certificates: the local CA, what the operator gives, what HAProxy may load |
 //! | [`firewall`] | the rules around tenants' network, put in by root's `haas firewall` |

@@ -48,10 +48,10 @@ async fn problem(answer: Response) -> (u16, String) {
     (status, body["type"].as_str().unwrap_or_default().replace("urn:haas:problem:", ""))
 }
 
-/// The example that docs/api.md marks with this word.
-fn example(language: &str) -> String {
+/// The example that docs/api.md marks with these words.
+fn example(what: &str) -> String {
     let docs = include_str!("../docs/api.md");
-    let marked = docs.split(&format!("<!-- signed-request: {language} -->")).nth(1).unwrap();
+    let marked = docs.split(&format!("<!-- {what} -->")).nth(1).unwrap();
     marked.split("```").nth(1).unwrap().split_once('\n').unwrap().1.to_owned()
 }
 
@@ -79,7 +79,7 @@ async fn the_signed_request_of_the_docs_provisions_with_curl_and_the_same_bytes_
              -H \"content-digest: $digest\" -H \"signature-input: haas=$params\" -H \"signature: haas=:$signature:\"\n\
          echo; curl -sS -i \"$url/provision\" -H 'content-type: application/json' --data-binary \"${{body/notes/other}}\" \
              -H \"content-digest: $digest\" -H \"signature-input: haas=$params\" -H \"signature: haas=:$signature:\"\n",
-        example("curl").replace("alice\"", &format!("{user}\""))
+        example("signed-request: curl").replace("alice\"", &format!("{user}\""))
     );
     let file = haas.dir.path().join("signed.sh");
     std::fs::write(&file, script).unwrap();
@@ -100,7 +100,7 @@ async fn the_signed_request_of_the_docs_provisions_with_curl_and_the_same_bytes_
 async fn the_signed_request_of_the_docs_provisions_with_javascript() {
     let haas = Installation::up().await;
     let dir = haas.dir.path();
-    std::fs::write(dir.join("signed.mjs"), example("javascript")).unwrap();
+    std::fs::write(dir.join("signed.mjs"), example("signed-request: javascript")).unwrap();
     // Not every resolver knows *.localhost.
     std::fs::write(
         dir.join("localhost.cjs"),
@@ -234,6 +234,169 @@ async fn keys_are_rotated_without_a_restart_and_the_old_one_is_refused() {
     std::fs::remove_file(haas.layout.secrets_dir().join("appmaker.secret")).unwrap();
     becomes(KEY, 401).await;
     assert_eq!(status(&next).await, 200);
+}
+
+#[tokio::test]
+async fn a_token_lets_in_for_its_user_alone() {
+    let haas = Installation::up_with("[http]\nfailures_per_minute = 60\n").await;
+    let dir = haas.dir.path();
+    // As docs/api.md says: its keys, and its tokens.
+    std::fs::write(dir.join("keys.sh"), example("token: keys")).unwrap();
+    run("bash", &["-eu", "keys.sh"], dir, &[]).await;
+    std::fs::write(dir.join("token.mjs"), example("token: javascript")).unwrap();
+    std::fs::write(
+        dir.join("main.mjs"),
+        "import { readFileSync } from 'node:fs'
+         import { token } from './token.mjs'
+         const [client, url, username] = process.argv.slice(2)
+         console.log(token(readFileSync('appmaker.pem'), '2026-11', client, url, username))",
+    )
+    .unwrap();
+    let (alice, bob, api) = (haas.user("alice"), haas.user("bob"), url(&haas, ""));
+    let token = async |client: &str, url: &str, user: &str| {
+        run("node", &["main.mjs", client, url, user], dir, &[]).await.trim().to_owned()
+    };
+    let jwks = dir.join("appmaker.jwks");
+    let add = ["client", "add", "appmaker", "--jwks", jwks.to_str().unwrap()];
+    let rights = ["--right", "provision", "--right", "read", "--user", &format!("{alice}*"), "--user", &bob];
+    let (code, out, errors) = haas.haas(&[&add[..], &rights[..]].concat()).await;
+    assert_eq!(code, 0, "{errors}");
+    assert!(out.trim().ends_with("appmaker.jwks"), "{out}");
+    let (_, list, _) = haas.haas(&["client", "list"]).await;
+    assert!(list.lines().any(|line| line.split_whitespace().take(2).eq(["appmaker", "appmaker#2026-11"])), "{list}");
+
+    let of_alice = token("appmaker", &api, &alice).await;
+    eventually("its keys are known", Duration::from_secs(10), || async {
+        (ask(&haas, Method::GET, "/instances", Some(&of_alice), None).await.status() == 200).then_some(())
+    })
+    .await;
+    // In the header, and in the body.
+    let body = |user: &str, app: &str| json!({ "username": user, "appname": app, "emailaddress": "a@example.com" });
+    let answer = ask(&haas, Method::POST, "/provision", Some(&of_alice), Some(&body(&alice, "notes"))).await;
+    assert_eq!(answer.status(), 201);
+    let mut in_the_body = body(&alice, "todo");
+    in_the_body["secret"] = json!(of_alice);
+    assert_eq!(ask(&haas, Method::POST, "/provision", None, Some(&in_the_body)).await.status(), 201);
+
+    // Her client may act for Bob. She may not, nor for whoever her client may not act for.
+    let tried = async |token: &str, user: &str| {
+        problem(ask(&haas, Method::POST, "/provision", Some(token), Some(&body(user, "x"))).await).await
+    };
+    let forbidden = (403, "forbidden".to_owned());
+    assert_eq!(tried(&of_alice, &bob).await, forbidden);
+    assert_eq!(tried(&of_alice, &format!("{alice}2")).await, forbidden);
+    let of_eve = token("appmaker", &api, "eve").await;
+    assert_eq!(tried(&of_eve, "eve").await, forbidden);
+    haas.provision("bob", "notes").await;
+    let names = async |token: &str| -> Vec<String> {
+        let list: Value = ask(&haas, Method::GET, "/instances", Some(token), None).await.json().await.unwrap();
+        let rows = list["instances"].as_array().unwrap().clone();
+        rows.iter()
+            .map(|row| format!("{} {}", row["username"].as_str().unwrap(), row["appname"].as_str().unwrap()))
+            .collect()
+    };
+    assert_eq!(names(&of_alice).await, [format!("{alice} notes"), format!("{alice} todo")]);
+    assert_eq!(names(&of_eve).await, Vec::<String>::new());
+    assert_eq!(names(&token("appmaker", &api, &bob).await).await, [format!("{bob} notes")]);
+    let path = format!("/instances/{bob}/notes");
+    assert_eq!(problem(ask(&haas, Method::GET, &path, Some(&of_alice), None).await).await, forbidden);
+    let link = json!({ "username": alice, "appname": "notes" });
+    let answer = ask(&haas, Method::POST, "/sso", Some(&of_alice), Some(&link)).await;
+    assert_eq!(problem(answer).await, forbidden, "a right that its client lacks");
+
+    // For elsewhere, or in another's name.
+    for (client, url) in [("appmaker", "https://elsewhere.example"), ("provision", &api)] {
+        let answer = ask(&haas, Method::GET, "/instances", Some(&token(client, url, &alice).await), None).await;
+        assert_eq!(answer.headers()["www-authenticate"], "Bearer error=\"invalid_token\"");
+        assert_eq!(problem(answer).await, (401, "invalid-token".to_owned()));
+    }
+    let changed = format!("{of_alice}A");
+    assert_eq!(problem(ask(&haas, Method::GET, "/instances", Some(&changed), None).await).await.1, "invalid-token");
+    assert!(haas.log().contains("a wrong key"), "{}", haas.log());
+    // Refusals of tokens are in the log, and no events.
+    let (_, events, _) = haas.haas(&["events", "--json"]).await;
+    assert!(!events.contains("\"refused\""), "{events}");
+    assert!(haas.log().contains(&format!("{alice}, by a token of the client appmaker: sso is refused: forbidden")));
+
+    // Who it was stands in the event; the token stands nowhere.
+    let (_, events, _) = haas.haas(&["events", &alice, "notes", "--json"]).await;
+    let first: Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
+    let known = events.lines().any(|line| line.contains("\"key_id\":\"appmaker#2026-11\""));
+    assert!(known, "{first}");
+    let signature = of_alice.rsplit_once('.').unwrap().1;
+    let proxy_log = std::fs::read_to_string(haas.layout.log_dir().join("haproxy.log")).unwrap();
+    assert!(!(events + &haas.log() + &proxy_log).contains(signature));
+
+    // Whoever has one may not guess at her client's own key for that, where he was let in.
+    put(&haas, "appmaker.own.secret", KEY);
+    eventually("it is known", Duration::from_secs(10), || async {
+        haas.log().contains("read again: appmaker#2026-11 appmaker.own ").then_some(())
+    })
+    .await;
+    eventually("guesses are refused", Duration::from_mins(1), || async {
+        (ask(&haas, Method::GET, "/instances", Some("a guess"), None).await.status() == 429).then_some(())
+    })
+    .await;
+    assert_eq!(ask(&haas, Method::GET, "/instances", Some(&of_alice), None).await.status(), 200);
+    assert_eq!(ask(&haas, Method::GET, "/instances", Some(KEY), None).await.status(), 429);
+}
+
+#[tokio::test]
+async fn keys_of_tokens_are_of_either_kind_and_come_and_go_without_a_restart() {
+    let haas = Installation::up().await;
+    let (dir, api, user) = (haas.dir.path(), url(&haas, ""), haas.user("alice"));
+    let program = "import { generateKeyPairSync, sign } from 'node:crypto'
+        import { writeFileSync } from 'node:fs'
+        const [kind, aud, sub] = process.argv.slice(2)
+        const { publicKey, privateKey } = generateKeyPairSync(kind, { modulusLength: 2048 })
+        writeFileSync(`${kind}.jwks`, JSON.stringify({ keys: [{ ...publicKey.export({ format: 'jwk' }), kid: kind }] }))
+        const part = (value) => Buffer.from(JSON.stringify(value)).toString('base64url')
+        const now = Math.floor(Date.now() / 1000)
+        const [alg, hash] = kind === 'rsa' ? ['RS256', 'RSA-SHA256'] : ['EdDSA', null]
+        const claims = { iss: 'appmaker', aud: [aud], sub, iat: now, exp: now + 300 }
+        const text = `${part({ alg, kid: kind })}.${part(claims)}`
+        console.log(`${text}.${sign(hash, Buffer.from(text), privateKey).toString('base64url')}`)";
+    std::fs::write(dir.join("token.mjs"), program).unwrap();
+    let add = async |name: &str, file: &str| {
+        let path = dir.join(file);
+        haas.haas(&["client", "add", "appmaker", "--key", name, "--jwks", path.to_str().unwrap()]).await
+    };
+    let status = async |token: &str| ask(&haas, Method::GET, "/instances", Some(token), None).await.status().as_u16();
+    let becomes = async |token: &str, wanted: u16| {
+        eventually("the keys are read again", Duration::from_secs(10), || async {
+            (status(token).await == wanted).then_some(())
+        })
+        .await;
+    };
+    let mut tokens = Vec::new();
+    for kind in ["rsa", "ed25519"] {
+        let token = run("node", &["token.mjs", kind, &api, &user], dir, &[]).await.trim().to_owned();
+        let (code, _, errors) = add(kind, &format!("{kind}.jwks")).await;
+        assert_eq!(code, 0, "{errors}");
+        becomes(&token, 200).await;
+        tokens.push(token);
+    }
+    assert_eq!(status(&tokens[0]).await, 200, "both count");
+    let private = json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "x": "AAAA", "d": "AAAA", "kid": "p" }] });
+    std::fs::write(dir.join("private.jwks"), private.to_string()).unwrap();
+    let (code, _, errors) = add("private", "private.jwks").await;
+    assert!(code == 5 && errors.contains("is a private one"), "{code} {errors}");
+    assert_eq!(add("rsa", "ed25519.jwks").await.0, 5, "what is there is left as it is");
+    assert_ne!(add("more", "nowhere.jwks").await.0, 0);
+
+    assert_eq!(haas.haas(&["client", "remove", "appmaker", "--key", "rsa"]).await.0, 0);
+    becomes(&tokens[0], 401).await;
+    assert_eq!(status(&tokens[1]).await, 200);
+    // Also by hand; and one that the log and `doctor` tell of, once it can't be read.
+    put(&haas, "appmaker.ed25519.jwks", "{");
+    becomes(&tokens[1], 401).await;
+    let (_, doctor, _) = haas.haas(&["doctor"]).await;
+    assert!(doctor.contains("appmaker.ed25519.jwks: is no JWK set"), "{doctor}");
+    // A secret beside them is another kind, and stays.
+    assert_eq!(haas.haas(&["client", "add", "appmaker", "--key", "ed25519"]).await.0, 0);
+    assert_eq!(haas.haas(&["client", "remove", "appmaker", "--jwks"]).await.0, 0);
+    assert!(!haas.layout.secrets_dir().join("appmaker.ed25519.jwks").exists());
+    assert!(haas.layout.secrets_dir().join("appmaker.ed25519.secret").exists());
 }
 
 #[tokio::test]

@@ -44,6 +44,9 @@ pub(super) struct Add {
     /// For whom: a username, or the beginning of some and a star; several times. Without, for everybody
     #[arg(long = "user", value_name = "PATTERN", value_parser = |text: &str| UsernamePattern::try_from(text.to_owned()))]
     usernames: Vec<UsernamePattern>,
+    /// Instead of a secret: a file with the public keys (a JWK set) of tokens that it signs itself
+    #[arg(long, value_name = "FILE")]
+    jwks: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -53,6 +56,9 @@ pub(super) struct Remove {
     /// This key alone
     #[arg(long)]
     key: Option<String>,
+    /// Of those, the public keys of its tokens alone
+    #[arg(long)]
+    jwks: bool,
 }
 
 pub(super) async fn run(global: &Global, command: &Client) -> anyhow::Result<Outcome> {
@@ -65,12 +71,16 @@ pub(super) async fn run(global: &Global, command: &Client) -> anyhow::Result<Out
     }
     let (done, kind, detail) = match command {
         Client::List(arguments) => return list(dir, arguments),
-        Client::Add(arguments) => {
-            (add(dir, arguments)?, "client added", json!({ "client": arguments.client, "key": arguments.key }))
-        }
-        Client::Remove(arguments) => {
-            (remove(dir, arguments)?, "client removed", json!({ "client": arguments.client, "key": arguments.key }))
-        }
+        Client::Add(arguments) => (
+            add(dir, arguments)?,
+            "client added",
+            json!({ "client": arguments.client, "key": arguments.key, "jwks": arguments.jwks.is_some() }),
+        ),
+        Client::Remove(arguments) => (
+            remove(dir, arguments)?,
+            "client removed",
+            json!({ "client": arguments.client, "key": arguments.key, "jwks": arguments.jwks }),
+        ),
     };
     if done == Outcome::Done {
         manifest.note_change(kind, detail).await?;
@@ -109,11 +119,25 @@ fn add(dir: &Path, arguments: &Add) -> anyhow::Result<Outcome> {
     if !are_names(&arguments.client, arguments.key.as_deref()) {
         return Ok(Outcome::Refused);
     }
-    let path = dir.join(clients::key_file(&arguments.client, arguments.key.as_deref()));
+    let ending = if arguments.jwks.is_some() { "jwks" } else { "secret" };
+    let path = dir.join(clients::key_file(&arguments.client, arguments.key.as_deref(), ending));
     if path.exists() {
         eprintln!("haas: {} is there already; --key gives another one a name", path.display());
         return Ok(Outcome::Refused);
     }
+    let public_keys = match &arguments.jwks {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            if let Err(mistakes) = clients::check_public_keys(&text) {
+                for mistake in mistakes {
+                    eprintln!("haas: {}: {mistake}", path.display());
+                }
+                return Ok(Outcome::Refused);
+            }
+            Some(text)
+        }
+    };
     let policy_path = dir.join(clients::policy_file(&arguments.client));
     let restricted = !arguments.rights.is_empty() || !arguments.usernames.is_empty();
     // Before the key: there is no moment in which it may do more.
@@ -130,7 +154,11 @@ fn add(dir: &Path, arguments: &Add) -> anyhow::Result<Outcome> {
             .with_context(|| policy_path.display().to_string())?;
         hand_over(dir, &policy_path)?;
     }
-    make_secret(&path).with_context(|| path.display().to_string())?;
+    match public_keys {
+        Some(text) => whole_file::replace(&path, text.as_bytes(), 0o600, Durability::Power).map(drop),
+        None => make_secret(&path),
+    }
+    .with_context(|| path.display().to_string())?;
     hand_over(dir, &path)?;
     say!("{}", path.display());
     Ok(Outcome::Done)
@@ -142,22 +170,22 @@ fn remove(dir: &Path, arguments: &Remove) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Refused);
     }
     let present: Vec<_> = match key {
-        Some(_) => {
-            let path = dir.join(clients::key_file(&arguments.client, key));
-            Some(path).filter(|path| path.exists()).into_iter().collect()
-        }
+        Some(_) => key_paths(dir, &arguments.client, key),
         None => key_files(dir, &arguments.client)?,
     };
-    if present.is_empty() {
+    let (going, staying): (Vec<PathBuf>, Vec<PathBuf>) = present
+        .into_iter()
+        .partition(|path| !arguments.jwks || path.extension().is_some_and(|ending| ending == "jwks"));
+    if going.is_empty() {
         eprintln!("haas: there is no such key");
         return Ok(Outcome::NotFound);
     }
-    for path in &present {
+    for path in &going {
         std::fs::remove_file(path).with_context(|| path.display().to_string())?;
         say!("{} is removed", path.display());
     }
     // What it was allowed stays for its other keys; without any, it goes after them.
-    if key.is_none() {
+    if key.is_none() && staying.is_empty() {
         match std::fs::remove_file(dir.join(clients::policy_file(&arguments.client))) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -166,12 +194,19 @@ fn remove(dir: &Path, arguments: &Remove) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// The files of one of a client's keys that are there: one at most, unless somebody has put a second one there.
+fn key_paths(dir: &Path, client: &str, key: Option<&str>) -> Vec<PathBuf> {
+    let all = clients::KEY_ENDINGS.map(|ending| dir.join(clients::key_file(client, key, ending)));
+    all.into_iter().filter(|path| path.exists()).collect()
+}
+
 /// Every file with a key of a client, be it in force or not.
 fn key_files(dir: &Path, client: &str) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".secret"));
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit_once('.'));
+        let name = name.filter(|(_, ending)| clients::KEY_ENDINGS.contains(ending)).map(|(name, _)| name);
         if name.is_some_and(|name| name.split('.').next() == Some(client)) {
             found.push(path);
         }

@@ -1,6 +1,8 @@
-//! Who asks: a known party, by a signature, by `Authorization: Bearer`, or by the secret in a body.
+//! Who asks: a known party, by a signature, by `Authorization: Bearer`, or by the secret in a body; a
+//! token may stand in the place of either secret.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::HttpRequest;
@@ -10,8 +12,9 @@ use chrono::Utc;
 use super::problem::Problem;
 use super::request_id::RequestId;
 use super::signature::{Message, Signature, SignatureError};
+use super::throttle::By;
 use super::{Api, host};
-use crate::clients::{Key, Right, Usernames};
+use crate::clients::{self, Client, Key, Right, TokenError, UsernamePattern, Usernames};
 use crate::instance::name::{AppName, Username};
 use crate::manifest::{Actor, Cause, Manifest, ManifestError};
 
@@ -22,7 +25,7 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 
 /// A known party that was let in, with the right that it needs.
 pub(super) struct Caller {
-    key: Key,
+    shown: Shown,
     source: Option<IpAddr>,
 }
 
@@ -37,14 +40,13 @@ impl Caller {
         secret: Option<&str>,
     ) -> Result<Self, Problem> {
         let source = source(request);
-        let Identified { key, nonce } =
-            identify(request, api, body, secret).map_err(|refused| refused.answer(api, source))?;
-        if let Some(wait) = api.throttle.admit(source.into(), &key.client.id, Instant::now()) {
+        let shown = identify(request, api, body, secret).map_err(|refused| refused.answer(api, source))?;
+        if let Some(wait) = api.throttle.admit(source.into(), shown.by(), Instant::now()) {
             return Err(too_many(wait));
         }
-        let caller = Self { key, source };
-        if let Some(nonce) = nonce {
-            caller.spend(api, &nonce).await?;
+        let caller = Self { shown, source };
+        if let Proof::Signature { nonce } = &caller.shown.proof {
+            caller.spend(api, nonce).await?;
         }
         caller.require(api, right).await?;
         Ok(caller)
@@ -52,7 +54,7 @@ impl Caller {
 
     /// A signature's nonce is good once.
     async fn spend(&self, api: &Api, nonce: &str) -> Result<(), Problem> {
-        let client = &self.key.client.id;
+        let client = &self.shown.client.id;
         if api.manifest.use_nonce(client, nonce).await? {
             return Ok(());
         }
@@ -62,30 +64,48 @@ impl Caller {
 
     /// That a client lacks a right is an event.
     async fn require(&self, api: &Api, right: Right) -> Result<(), Problem> {
-        if self.key.client.policy.allows(right) {
+        if self.shown.client.policy.allows(right) {
             return Ok(());
         }
         let manifest = api.manifest.caused_by(self.cause());
-        if let Err(error) = manifest.note_refusal(None, right.as_str(), "forbidden").await {
-            log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
-        }
+        self.note_refusal(&manifest, None, right.as_str(), "forbidden").await;
         Err(Problem::Forbidden(format!("it needs the right {}", right.as_str())))
     }
 
+    async fn note_refusal(
+        &self,
+        manifest: &Manifest,
+        names: Option<(&Username, &AppName)>,
+        kind: &'static str,
+        slug: &'static str,
+    ) {
+        if let Proof::Token { username } = &self.shown.proof {
+            // Anybody may have one, and an event is never removed.
+            let client = &self.shown.client.id;
+            log::warn!(request = RequestId::current(); "{username}, by a token of the client {client}: {kind} is refused: {slug}");
+        } else if let Err(error) = manifest.note_refusal(names, kind, slug).await {
+            log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
+        }
+    }
+
     /// Whose instances it may know of.
-    pub fn usernames(&self) -> &Usernames {
-        &self.key.client.policy.usernames
+    pub fn usernames(&self) -> Usernames {
+        let of_the_client = &self.shown.client.policy.usernames;
+        let Proof::Token { username } = &self.shown.proof else { return of_the_client.clone() };
+        // No token lets its client do more than it may.
+        let own = Some(username).filter(|username| of_the_client.permits(username));
+        Usernames::Only(own.into_iter().cloned().map(UsernamePattern::Exactly).collect())
     }
 
     /// What it does to one instance, if it may act for that user.
     pub async fn act<'a>(
-        &self,
+        &'a self,
         api: &Api,
         kind: &'static str,
         username: &'a Username,
         appname: &'a AppName,
     ) -> Result<Act<'a>, Problem> {
-        let act = Act { manifest: api.manifest.caused_by(self.cause()), kind, username, appname };
+        let act = Act { caller: self, manifest: api.manifest.caused_by(self.cause()), kind, username, appname };
         if self.usernames().permits(username) {
             return Ok(act);
         }
@@ -95,8 +115,8 @@ impl Caller {
     }
 
     fn cause(&self) -> Cause {
-        let actor = Actor::Client { client: self.key.client.id.clone(), key: self.key.id.clone(), source: self.source };
-        Cause { actor, request: RequestId::current() }
+        let (client, key) = (self.shown.client.id.clone(), self.shown.key_id.clone());
+        Cause { actor: Actor::Client { client, key, source: self.source }, request: RequestId::current() }
     }
 }
 
@@ -104,6 +124,7 @@ impl Caller {
 pub(super) struct Act<'a> {
     /// The manifest, through which it is done.
     pub manifest: Manifest,
+    caller: &'a Caller,
     kind: &'static str,
     username: &'a Username,
     appname: &'a AppName,
@@ -127,9 +148,7 @@ impl Act<'_> {
             return;
         }
         let names = Some((self.username, self.appname));
-        if let Err(error) = self.manifest.note_refusal(names, self.kind, problem.slug()).await {
-            log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
-        }
+        self.caller.note_refusal(&self.manifest, names, self.kind, problem.slug()).await;
     }
 }
 
@@ -143,7 +162,7 @@ enum Refused {
     Nothing,
     /// A key that nobody has, or a signature that it does not make; of a client that it claims to be.
     Wrong(Option<String>, Problem),
-    /// A signature whose form, digest or time won't do: no guess either.
+    /// A signature whose form, digest or time won't do, or a token whose claims won't: no guess either.
     Unfit(Problem),
 }
 
@@ -165,14 +184,38 @@ impl Refused {
     }
 }
 
-/// Whose key somebody has shown, and the nonce of a signature, which has to be a new one.
-struct Identified {
-    key: Key,
-    nonce: Option<String>,
+/// Whose key somebody has shown that he has.
+struct Shown {
+    client: Arc<Client>,
+    key_id: String,
+    proof: Proof,
+}
+
+/// How it was shown, and what that means for the request.
+enum Proof {
+    /// The key itself.
+    Secret,
+    /// By a signature, whose nonce has to be a new one.
+    Signature { nonce: String },
+    /// By a token, which is good for this user alone.
+    Token { username: Username },
+}
+
+impl Shown {
+    fn of(key: Key, proof: Proof) -> Self {
+        Self { client: key.client, key_id: key.id, proof }
+    }
+
+    fn by(&self) -> By<'_> {
+        match self.proof {
+            Proof::Token { .. } => By::Token(&self.key_id),
+            Proof::Secret | Proof::Signature { .. } => By::Client(&self.client.id),
+        }
+    }
 }
 
 /// By the first of the three ways in that is taken.
-fn identify(request: &HttpRequest, api: &Api, body: &[u8], secret: Option<&str>) -> Result<Identified, Refused> {
+fn identify(request: &HttpRequest, api: &Api, body: &[u8], secret: Option<&str>) -> Result<Shown, Refused> {
     let headers = request.headers();
     if headers.contains_key(SIGNATURE) || headers.contains_key(SIGNATURE_INPUT) {
         by_signature(request, api, body)
@@ -183,9 +226,24 @@ fn identify(request: &HttpRequest, api: &Api, body: &[u8], secret: Option<&str>)
     }
 }
 
-fn by_secret(api: &Api, secret: &str) -> Result<Identified, Refused> {
-    let key = api.clients.admit(secret).ok_or(Refused::Wrong(None, Problem::InvalidSecret))?;
-    Ok(Identified { key, nonce: None })
+/// A key, or a token in place of it.
+fn by_secret(api: &Api, secret: &str) -> Result<Shown, Refused> {
+    if let Some(key) = api.clients.admit(secret) {
+        return Ok(Shown::of(key, Proof::Secret));
+    }
+    let error = match api.clients.admit_token(secret, &api.settings.origin()) {
+        Ok(grant) => {
+            let proof = Proof::Token { username: grant.username };
+            return Ok(Shown { client: grant.client, key_id: grant.key_id, proof });
+        }
+        Err(error) => error,
+    };
+    let problem = Problem::InvalidToken(error.to_string());
+    Err(match error {
+        TokenError::None => Refused::Wrong(None, Problem::InvalidSecret),
+        TokenError::Mismatch => Refused::Wrong(None, problem),
+        TokenError::Claims(_) => Refused::Unfit(problem),
+    })
 }
 
 /// RFC 6750, section 2.1.
@@ -194,7 +252,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Identified, Refused> {
+fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Shown, Refused> {
     let unfit = |error: &SignatureError| Refused::Unfit(Problem::InvalidSignature(error.to_string()));
     let headers = request.headers();
     // A list that is split over lines is one list (RFC 9110, section 5.3).
@@ -203,9 +261,8 @@ fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Identif
         values.join(", ")
     };
     let signature = Signature::parse(&field(SIGNATURE_INPUT), &field(SIGNATURE)).map_err(|error| unfit(&error))?;
-    let wrong = |client: Option<String>| {
-        Refused::Wrong(client, Problem::InvalidSignature(SignatureError::Mismatch.to_string()))
-    };
+    // Whether or not there is such a client: else its failures would tell, being counted.
+    let claimed = clients::client_of(&signature.key_id).map(str::to_owned);
     let key = api.clients.key(&signature.key_id);
     let proto = headers.get_all(FORWARDED_PROTO).last().and_then(|value| value.to_str().ok());
     let host_field = headers.get(HOST).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -222,8 +279,10 @@ fn by_signature(request: &HttpRequest, api: &Api, body: &[u8]) -> Result<Identif
     let secret = key.as_ref().map_or(&b"nobody's"[..], Key::secret);
     let verified = signature.verify(&message, secret, Utc::now().timestamp());
     match (verified, key) {
-        (Ok(()), Some(key)) => Ok(Identified { key, nonce: Some(signature.nonce) }),
-        (Ok(()) | Err(SignatureError::Mismatch), key) => Err(wrong(key.map(|key| key.client.id.clone()))),
+        (Ok(()), Some(key)) => Ok(Shown::of(key, Proof::Signature { nonce: signature.nonce })),
+        (Ok(()) | Err(SignatureError::Mismatch), _) => {
+            Err(Refused::Wrong(claimed, Problem::InvalidSignature(SignatureError::Mismatch.to_string())))
+        }
         (Err(error), _) => Err(unfit(&error)),
     }
 }

@@ -47,7 +47,7 @@ pub(super) struct Listing {
 pub(super) async fn list(request: HttpRequest, api: web::Data<Api>) -> Result<HttpResponse, Problem> {
     let caller = Caller::admit(&request, &api, Right::Read, &[], None).await?;
     let mut query = Query::parse(request.query_string()).map_err(Problem::InvalidQuery)?;
-    query.filter.permitted = caller.usernames().clone();
+    query.filter.permitted = caller.usernames();
     let page = api.manifest.list(&query.filter, query.after.as_ref(), query.limit).await?;
     let next = page.next.map(|(username, appname)| {
         let mut link = url::form_urlencoded::Serializer::new(String::new());

@@ -2,7 +2,9 @@
 
 use actix_web::HttpResponse;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
 use utoipa::{Modify, OpenApi};
 
 #[derive(OpenApi)]
@@ -32,7 +34,9 @@ impl Modify for KnownParties {
     /// What holds for every operation that only known parties may ask for.
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
-        components.add_security_scheme("secret", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+        let shown = "A client's key, or a token of a client's for one user (JWT)";
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(shown)).build();
+        components.add_security_scheme("secret", SecurityScheme::Http(bearer));
         let signed = "HTTP Message Signatures (RFC 9421), hmac-sha256; Signature-Input and Content-Digest beside it";
         let signature = ApiKey::Header(ApiKeyValue::with_description("Signature", signed));
         components.add_security_scheme("signature", SecurityScheme::ApiKey(signature));

@@ -31,6 +31,8 @@ pub enum Problem {
     InvalidSecret,
     /// The request is signed, and the signature won't do.
     InvalidSignature(String),
+    /// A token was shown in place of a key, and won't do.
+    InvalidToken(String),
     /// Who asks is known, and may not do this.
     Forbidden(String),
     /// Too many wrong keys have come from there, or were said to be this client's.
@@ -117,6 +119,7 @@ impl Problem {
         match self {
             Self::InvalidSecret => (S::UNAUTHORIZED, "invalid-secret", "The secret is wrong or missing"),
             Self::InvalidSignature(_) => (S::UNAUTHORIZED, "invalid-signature", "The signature won't do"),
+            Self::InvalidToken(_) => (S::UNAUTHORIZED, "invalid-token", "The token won't do"),
             Self::Forbidden(_) => (S::FORBIDDEN, "forbidden", "This client may not do that"),
             Self::TooManyFailures { .. } => {
                 (S::TOO_MANY_REQUESTS, "too-many-failures", "Too many requests with a wrong key")
@@ -181,7 +184,9 @@ impl Problem {
     pub fn document(&self) -> ProblemDocument {
         let (status, slug, title) = self.parts();
         let detail = match self {
-            Self::MalformedBody(why) | Self::InvalidSignature(why) | Self::Forbidden(why) => Some(why.clone()),
+            Self::MalformedBody(why) | Self::InvalidSignature(why) | Self::InvalidToken(why) | Self::Forbidden(why) => {
+                Some(why.clone())
+            }
             Self::UnsupportedMediaType { taken } => Some(format!("must be {}", taken.join(" or "))),
             Self::NameTaken(which) => Some(format!("the name {which} is taken")),
             Self::TooManyApps(most) => Some(format!("a user may have {most}")),
@@ -214,6 +219,10 @@ impl ResponseError for Problem {
         match self {
             Self::InvalidSecret | Self::InvalidSignature(_) => {
                 answer.insert_header((WWW_AUTHENTICATE, "Bearer"));
+            }
+            // RFC 6750, section 3.1.
+            Self::InvalidToken(_) => {
+                answer.insert_header((WWW_AUTHENTICATE, "Bearer error=\"invalid_token\""));
             }
             Self::MethodNotAllowed { allow } => {
                 answer.insert_header((ALLOW, *allow));

@@ -39,11 +39,22 @@ struct Bucket {
     at: Instant,
 }
 
+/// What has let somebody in. They are remembered apart: who has a token must not be able to guess at its
+/// client's key without being slowed, nor to have that client forgotten.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum By<'a> {
+    /// This client's own key.
+    Client(&'a str),
+    /// A token that this key has signed.
+    Token(&'a str),
+}
+
 #[derive(Default)]
 struct State {
     sources: HashMap<Source, Bucket>,
     clients: HashMap<String, Bucket>,
     own: HashMap<(Source, String), Instant>,
+    tokens: HashMap<(Source, String), Instant>,
 }
 
 /// The counts, in this process's memory: shared by the API's workers.
@@ -62,18 +73,23 @@ impl Throttle {
     }
 
     /// How long somebody has to wait who has just given the right key; none for the welcome.
-    pub(super) fn admit(&self, source: Source, client: &str, now: Instant) -> Option<Duration> {
+    pub(super) fn admit(&self, source: Source, by: By<'_>, now: Instant) -> Option<Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = (source, client.to_owned());
-        let known = state.own.get(&own).is_some_and(|at| now.duration_since(*at) < OWN_FOR);
+        let State { sources, own, tokens, .. } = &mut *state;
+        let (remembered, name) = match by {
+            By::Client(name) => (own, name),
+            By::Token(name) => (tokens, name),
+        };
+        let here = (source, name.to_owned());
+        let known = remembered.get(&here).is_some_and(|at| now.duration_since(*at) < OWN_FOR);
         if !known {
-            let wait = state.sources.get(&source).and_then(|bucket| self.wait(bucket, now));
+            let wait = sources.get(&source).and_then(|bucket| self.wait(bucket, now));
             if wait.is_some() {
                 return wait;
             }
         }
-        make_room(&mut state.own, |at| *at);
-        state.own.insert(own, now);
+        make_room(remembered, |at| *at);
+        remembered.insert(here, now);
         None
     }
 
@@ -140,9 +156,9 @@ mod tests {
         let wait = throttle.fail(bad, None, now).unwrap();
         assert_eq!(wait, Duration::from_secs(3));
         // Not even the right key is told from a wrong one.
-        assert_eq!(throttle.admit(bad, "appmaker", now), Some(wait));
-        assert_eq!(throttle.admit(good, "appmaker", now), None);
-        assert_eq!(throttle.admit(bad, "appmaker", now + wait), None);
+        assert_eq!(throttle.admit(bad, By::Client("appmaker"), now), Some(wait));
+        assert_eq!(throttle.admit(good, By::Client("appmaker"), now), None);
+        assert_eq!(throttle.admit(bad, By::Client("appmaker"), now + wait), None);
         assert_eq!(throttle.fail(bad, None, now + wait), None);
         assert!(throttle.fail(bad, None, now + wait).is_some(), "one for each that has leaked away");
     }
@@ -151,24 +167,24 @@ mod tests {
     fn a_client_whose_key_is_guessed_from_everywhere_goes_on_where_it_was_before() {
         let (throttle, now) = (Throttle::new(20), Instant::now());
         let home = source("2001:db8:1:2::3");
-        assert_eq!(throttle.admit(home, "appmaker", now), None);
+        assert_eq!(throttle.admit(home, By::Client("appmaker"), now), None);
         for n in 0..20 {
             assert_eq!(throttle.fail(source(&format!("198.51.100.{n}")), Some("appmaker"), now), None);
         }
         assert!(throttle.fail(source("198.51.100.99"), Some("appmaker"), now).is_some());
         assert_eq!(
-            throttle.admit(source("198.51.100.200"), "appmaker", now),
+            throttle.admit(source("198.51.100.200"), By::Client("appmaker"), now),
             None,
             "with the right key, from anywhere"
         );
-        assert_eq!(throttle.admit(source("2001:db8:1:2::4"), "appmaker", now), None, "the same network");
+        assert_eq!(throttle.admit(source("2001:db8:1:2::4"), By::Client("appmaker"), now), None, "the same network");
         // Nor by a guesser beside it.
         for _ in 0..20 {
             throttle.fail(home, None, now);
         }
         assert!(throttle.fail(home, None, now).is_some());
-        assert_eq!(throttle.admit(home, "appmaker", now), None);
-        assert!(throttle.admit(home, "another", now).is_some());
+        assert_eq!(throttle.admit(home, By::Client("appmaker"), now), None);
+        assert!(throttle.admit(home, By::Client("another"), now).is_some());
     }
 
     #[test]
