@@ -13,7 +13,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use support::eventually;
-use support::hostile::HostileImage;
+use support::hostile::hostile_image;
 use support::installation::{Installation, docker};
 use webhook::Receiver;
 
@@ -99,7 +99,7 @@ impl Ooms {
 
 #[tokio::test]
 async fn a_memory_hog_dies_of_its_own_bound_and_comes_back() {
-    let image = HostileImage::build().await;
+    let image = hostile_image().await;
     let haas = Installation::up_with(&format!("[tenant]\nimage = \"{}\"", image.0)).await;
     let victim = haas.provision("victim", "notes").await;
     let hog = haas.provision("hog", "notes").await;
@@ -125,7 +125,7 @@ async fn a_memory_hog_dies_of_its_own_bound_and_comes_back() {
 
 #[tokio::test]
 async fn a_log_flood_stays_within_its_two_files() {
-    let image = HostileImage::build().await;
+    let image = hostile_image().await;
     let haas = Installation::up_with(&format!("[tenant]\nimage = \"{}\"", image.0)).await;
     let flood = haas.provision("flood", "notes").await;
     // 40 MB.
@@ -304,6 +304,27 @@ async fn a_disk_filler_is_stopped_told_and_let_go_by_a_raised_limit() {
     })
     .await;
     assert!(filler.knows("dave").await && victim.knows("carol").await);
+}
+
+#[tokio::test]
+async fn a_row_that_can_not_be_read_keeps_nobody_from_being_stopped() {
+    let receiver = Receiver::start().await;
+    let haas = small_disks(&receiver).await;
+    haas.provision("corrupt", "notes").await;
+    haas.provision("filler", "notes").await;
+    // One that may go by its limit, if only it could be read.
+    let full = json!({ "since": "2026-01-01T00:00:00Z", "bytes": 1, "limit_mib": 10 });
+    let corrupt = haas.user("corrupt");
+    haas.sql(&format!(
+        "UPDATE instances SET storage_full = '{full}', desired = 'asleep', spec = '{{}}' WHERE username = '{corrupt}'"
+    ))
+    .await;
+    eventually("the look at it says so", LIMIT, || async {
+        haas.log().contains("nothing follows from what its data takes").then_some(())
+    })
+    .await;
+    docker(&["exec", "-d", &haas.container("filler", "notes"), "node", "-e", FILL]).await;
+    is_stopped(&haas, "filler").await;
 }
 
 #[tokio::test]

@@ -6,9 +6,8 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::process::Stdio;
 
-use support::installation::{Installation, docker, node, run};
+use support::installation::{Installation, docker, node, run, talk};
 use tokio::io::AsyncWriteExt;
 
 #[tokio::test]
@@ -81,12 +80,7 @@ async fn a_program_of_the_tenants_own_may_nothing() {
 
     // She brings it herself, into the one place where programs may run, and runs it.
     let bring = "const f=require('fs');f.writeFileSync('/app/data/grab',f.readFileSync(0),{mode:0o4755});";
-    let mut bringing = tokio::process::Command::new("docker")
-        .args(["exec", "-i", &alice, "node", "-e", bring])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = bringing.stdin.take().unwrap();
+    let (mut bringing, mut stdin, _) = talk(&alice, bring, "");
     stdin.write_all(&std::fs::read(&program).unwrap()).await.unwrap();
     drop(stdin);
     assert!(bringing.wait().await.unwrap().success());

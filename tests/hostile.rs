@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use support::eventually;
 use support::hoodie::Hoodie;
-use support::hostile::HostileImage;
+use support::hostile::hostile_image;
+use support::image::Image;
 use support::installation::Installation;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -51,12 +52,12 @@ const WAYS: [(&str, &[Option<u16>]); 15] = [
 struct Scene {
     bystander: Bystander,
     haas: Installation,
-    _image: HostileImage,
+    _image: Image,
 }
 
 impl Scene {
     async fn set() -> Self {
-        let image = HostileImage::build().await;
+        let image = hostile_image().await;
         let settings = format!(
             "[tenant]\nimage = \"{}\"\nstop_timeout = \"1s\"\ndrain_timeout = \"1s\"\nready_timeout = \"4s\"\n\
              [lifecycle]\nwake_timeout = \"5s\"\n[reconcile]\nbackoff_base = \"1m\"",
@@ -65,6 +66,18 @@ impl Scene {
         let haas = Installation::up_with(&settings).await;
         let bystander = Bystander::start(haas.provision("bystander", "notes").await);
         Self { bystander, haas, _image: image }
+    }
+
+    /// Has it answer some at once: what is bounded for each is bounded for all.
+    async fn harms_itself_alone(&self, hostile: &Hoodie, way: &str, statuses: &[Option<u16>], patience: Duration) {
+        let before = self.bystander.answered();
+        let path = format!("/x/{way}");
+        let all = futures_util::future::join_all((0..8).map(|_| ask(hostile, &path, patience))).await;
+        println!("{way}: {:?}", all[0]);
+        for seen in &all {
+            assert!(statuses.contains(&seen.status), "{way}: {seen:?}");
+        }
+        self.bystander.goes_on(before, way).await;
     }
 }
 
@@ -215,19 +228,11 @@ async fn ask(app: &Hoodie, path: &str, patience: Duration) -> Seen {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn through_haproxy_it_harms_itself_alone() {
     let scene = Scene::set().await;
-    let (haas, bystander) = (&scene.haas, &scene.bystander);
+    let haas = &scene.haas;
     let hostile = haas.provision("hostile", "notes").await;
     let memory = Memory::watch(haas).await;
     for (way, statuses) in WAYS {
-        let before = bystander.answered();
-        // Some at once: what is bounded for each is bounded for all.
-        let path = format!("/x/{way}");
-        let all = futures_util::future::join_all((0..8).map(|_| ask(&hostile, &path, PATIENCE))).await;
-        println!("{way}: {:?}", all[0]);
-        for seen in &all {
-            assert!(statuses.contains(&seen.status), "{way}: {seen:?}");
-        }
-        bystander.goes_on(before, way).await;
+        scene.harms_itself_alone(&hostile, way, statuses, PATIENCE).await;
     }
     // Who asks for much and reads nothing has nobody buffer it.
     let mut idle = Vec::new();
@@ -248,20 +253,13 @@ async fn through_haproxy_it_harms_itself_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn through_haas_while_it_wakes_it_harms_itself_alone() {
     let scene = Scene::set().await;
-    let (haas, bystander) = (&scene.haas, &scene.bystander);
+    let haas = &scene.haas;
     let hostile = haas.provision("hostile", "notes").await;
     let memory = Memory::watch(haas).await;
     for (way, statuses) in WAYS {
         haas.order("sleep", "hostile", "notes").await;
-        let before = bystander.answered();
-        let path = format!("/x/{way}");
         // Held, all of them, and passed on by Haas itself.
-        let all = futures_util::future::join_all((0..8).map(|_| ask(&hostile, &path, 2 * PATIENCE))).await;
-        println!("{way}: {:?}", all[0]);
-        for seen in &all {
-            assert!(statuses.contains(&seen.status), "{way}: {seen:?}");
-        }
-        bystander.goes_on(before, way).await;
+        scene.harms_itself_alone(&hostile, way, statuses, 2 * PATIENCE).await;
     }
     memory.end().await;
     // Whoever went away is not held any more: it can be put to sleep, and wakes for the next one.

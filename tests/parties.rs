@@ -5,13 +5,12 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use support::eventually;
-use support::installation::Installation;
+use support::installation::{Installation, printed};
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 
@@ -56,17 +55,8 @@ fn example(what: &str) -> String {
 }
 
 async fn run(program: &str, arguments: &[&str], dir: &Path, environment: &[(&str, &str)]) -> String {
-    let output = tokio::process::Command::new(program)
-        .args(arguments)
-        .current_dir(dir)
-        .envs(environment.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program}: {errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    let mut command = tokio::process::Command::new(program);
+    printed(command.args(arguments).current_dir(dir).envs(environment.iter().copied())).await
 }
 
 #[tokio::test]

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use support::echo::EchoImage;
+use support::echo::echo_image;
+use support::eventually;
 use support::hoodie::Hoodie;
-use support::installation::{Installation, docker};
+use support::image::Image;
+use support::installation::Installation;
 use support::sign_on::{asked_for, assert_strict, is_admin, link, open, opening, refusal, session, signed_on};
-use support::{eventually, unique};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const LIMIT: Duration = Duration::from_mins(1);
-const IMAGE: &str = "haas/hoodie:28.2.10";
 
 #[tokio::test]
 async fn a_known_party_gets_a_link_and_nobody_else_does() {
@@ -224,7 +224,7 @@ async fn raw(haas: &Installation, host: &str, method: &str, path: &str) -> Strin
 
 #[tokio::test]
 async fn below_haas_no_request_reaches_the_app_in_any_spelling() {
-    let image = EchoImage::build(0).await;
+    let image = echo_image(0).await;
     let haas = Installation::up_with(&format!("[tenant]\nimage = \"{}\"\nstop_timeout = \"1s\"", image.0)).await;
     let app = haas.provision("alice", "notes").await;
     let ours = [
@@ -271,12 +271,8 @@ async fn below_haas_no_request_reaches_the_app_in_any_spelling() {
     assert_eq!(haas.control("/.haas/sso").await.unwrap().status(), 404);
 }
 
-/// An image whose `PUT /hoodie/account/api/session` answers as it was last told to.
-struct Hostile(String);
-
-impl Hostile {
-    async fn build() -> Self {
-        let program = r#"
+/// Its `PUT /hoodie/account/api/session` answers as it was last told to.
+const HOSTILE: &str = r#"
 const net = require('net');
 let mode = '', open = 0;
 net.createServer((socket) => {
@@ -307,26 +303,10 @@ net.createServer((socket) => {
   });
 }).listen(80);
 "#;
-        let name = format!("{}-hostile", unique());
-        let context = tempfile::tempdir().unwrap();
-        std::fs::write(context.path().join("hostile.js"), program).unwrap();
-        let dockerfile =
-            format!("FROM {IMAGE}\nCOPY hostile.js /app/\nENTRYPOINT [\"node\", \"/app/hostile.js\"]\nCMD []\n");
-        std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
-        docker(&["build", "-q", "-t", &name, &context.path().display().to_string()]).await;
-        Self(name)
-    }
-}
-
-impl Drop for Hostile {
-    fn drop(&mut self) {
-        std::process::Command::new("docker").args(["rmi", "-f", &self.0]).output().ok();
-    }
-}
 
 #[tokio::test]
 async fn an_app_that_answers_badly_gets_its_owner_a_clear_page_and_harms_nobody() {
-    let image = Hostile::build().await;
+    let image = Image::that_runs("hostile", HOSTILE).await;
     let haas = Installation::up_with(&format!("[tenant]\nimage = \"{}\"\nstop_timeout = \"1s\"", image.0)).await;
     let app = haas.provision("eve", "notes").await;
     let modes = [

@@ -10,13 +10,14 @@ use futures_util::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use support::echo::EchoImage;
+use support::echo::echo_image;
 use support::eventually;
 use support::hoodie::Hoodie;
+use support::image::Image;
 use support::installation::{Installation, docker};
 
 /// One that is put to sleep only by hand, made of an image that tells what it was sent.
-fn settings(image: &EchoImage, more: &str) -> String {
+fn settings(image: &Image, more: &str) -> String {
     format!("[tenant]\nimage = \"{}\"\nstop_timeout = \"1s\"\n[lifecycle]\n{more}", image.0)
 }
 
@@ -53,7 +54,7 @@ async fn it_falls_asleep_by_itself_and_a_request_wakes_it_with_its_data() {
 
 #[tokio::test]
 async fn any_method_with_a_large_body_reaches_a_sleeping_app_whole() {
-    let image = EchoImage::build(0).await;
+    let image = echo_image(0).await;
     let haas = Installation::up_with(&settings(&image, "")).await;
     let app = haas.provision("alice", "notes").await;
     let body: Vec<u8> = (0..10 * 1024 * 1024_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -101,7 +102,7 @@ async fn any_method_with_a_large_body_reaches_a_sleeping_app_whole() {
 
 #[tokio::test]
 async fn an_event_stream_begins_at_once_and_keeps_its_app_awake() {
-    let image = EchoImage::build(0).await;
+    let image = echo_image(0).await;
     let haas = Installation::up_with(&settings(&image, "idle_after = \"1s\"")).await;
     let app = haas.provision("alice", "notes").await;
     haas.comes_to_be("alice", "notes", "asleep").await;
@@ -131,7 +132,7 @@ async fn an_event_stream_begins_at_once_and_keeps_its_app_awake() {
 
 #[tokio::test]
 async fn a_stream_counts_as_use_only_so_long() {
-    let image = EchoImage::build(0).await;
+    let image = echo_image(0).await;
     let more = "idle_after = \"1s\"\nstream_keeps_awake_for = \"3s\"";
     let text = settings(&image, more).replace("[lifecycle]", "drain_timeout = \"1s\"\n[lifecycle]");
     let haas = Installation::up_with(&text).await;
@@ -161,7 +162,7 @@ async fn a_hundred_requests_at_once_are_one_start() {
 
 #[tokio::test]
 async fn a_preflight_is_held_too_and_answered_by_the_app() {
-    let image = EchoImage::build(300).await;
+    let image = echo_image(300).await;
     let haas = Installation::up_with(&settings(&image, "")).await;
     let app = haas.provision("alice", "notes").await;
     haas.order("sleep", "alice", "notes").await;
@@ -175,7 +176,7 @@ async fn a_preflight_is_held_too_and_answered_by_the_app() {
 
 #[tokio::test]
 async fn one_that_does_not_come_up_in_time_is_told_to_whoever_waits() {
-    let image = EchoImage::build(4000).await;
+    let image = echo_image(4000).await;
     let haas = Installation::up_with(&settings(&image, "wake_timeout = \"1s\"")).await;
     let app = haas.provision("alice", "notes").await;
     haas.order("sleep", "alice", "notes").await;
@@ -205,7 +206,7 @@ async fn one_that_does_not_come_up_in_time_is_told_to_whoever_waits() {
 
 #[tokio::test]
 async fn the_longest_idle_one_makes_room_and_those_in_use_do_not() {
-    let image = EchoImage::build(0).await;
+    let image = echo_image(0).await;
     let haas = Installation::up_with(&settings(&image, "max_awake = 2")).await;
     let mut apps: Vec<Hoodie> = Vec::new();
     for user in ["one", "two", "three"] {
@@ -282,7 +283,7 @@ async fn after_a_restart_whoever_slept_sleeps_and_whoever_was_awake_is() {
 
 #[tokio::test]
 async fn a_storm_of_wakes_is_taken_in_turns_and_keeps_nobody_from_being_provisioned() {
-    let image = EchoImage::build(800).await;
+    let image = echo_image(800).await;
     let haas = Installation::up_with(&settings(&image, "wake_concurrency = 1")).await;
     let users = ["u1", "u2", "u3", "u4", "u5", "u6"];
     let mut apps = Vec::new();

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use outside::{Ear, Outside, ip};
 use serde_json::{Value, json};
-use support::installation::{Installation, docker, node, run};
+use support::installation::{Installation, docker, node, run, talk};
 use support::{eventually, unique};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use walled::{Beside, Walled, address, network};
@@ -266,15 +266,7 @@ async fn with_egress_internet_a_tenant_reaches_public_addresses_alone() {
         s.on('error',()=>{});s.on('data',()=>console.log('connected'));\
         process.stdin.on('data',d=>s.write(d));";
     let target = format!("{} {}", scene.internet[0].host, scene.internet[0].port);
-    let mut talking = tokio::process::Command::new("docker")
-        .args(["exec", "-i", &scene.alice, "node", "-e", script, &target])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(talking.stdout.take().unwrap()).lines();
-    let mut stdin = talking.stdin.take().unwrap();
+    let (mut talking, mut stdin, mut lines) = talk(&scene.alice, script, &target);
     assert_eq!(lines.next_line().await.unwrap().unwrap(), "connected");
     stdin.write_all(b"allowed").await.unwrap();
     let web = &scene.ears[3];
@@ -302,14 +294,7 @@ async fn no_moment_is_open_while_the_rules_are_put_in_anew() {
     let script = "const s=require('dgram').createSocket('udp4');s.on('error',()=>{});let n=0;\
         const t=setInterval(()=>{n++;s.send('attack',9,process.argv[1],()=>{})},1);\
         console.log('begun');process.stdin.resume();process.stdin.on('end',()=>{console.log(n);process.exit()});";
-    let mut sending = tokio::process::Command::new("docker")
-        .args(["exec", "-i", &alice, "node", "-e", script, &documented])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(sending.stdout.take().unwrap()).lines();
+    let (_sending, stdin, mut lines) = talk(&alice, script, &documented);
     assert_eq!(lines.next_line().await.unwrap().unwrap(), "begun");
     eventually("it is heard", Duration::from_secs(10), || async { (ear.count() > 10).then_some(()) }).await;
     walled.install().await;
@@ -324,7 +309,7 @@ async fn no_moment_is_open_while_the_rules_are_put_in_anew() {
         let last = walled.rules().await.into_iter().rfind(|line| line.starts_with(&format!("-A {chain} ")));
         assert!(last.is_some_and(|rule| !rule.ends_with("RETURN") || rule.contains("conntrack")), "round {round}");
     }
-    drop(sending.stdin.take());
+    drop(stdin);
     let sent: usize = lines.next_line().await.unwrap().unwrap().parse().unwrap();
     assert!(sent > 100, "{sent}");
     assert_eq!(ear.count(), before, "none of {sent} got through");

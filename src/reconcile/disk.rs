@@ -37,34 +37,32 @@ impl<C: Containers, P: Proxy> World<C, P> {
     pub(super) async fn look_at_disk(&self) -> Result<(), ReconcileError> {
         let (freed, watched): (Vec<_>, Vec<_>) = self.manifest.watched().await?.into_iter().partition(is_free);
         for one in freed {
-            self.let_go(&one).await?;
+            unless_corrupt(&one, self.let_go(&one).await)?;
         }
         let bound = |one: &Watched| VolumeBound { name: one.volume(), limit: u64::from(one.limit_mib) * MIB };
         let taken = self.containers.disk_taken(watched.iter().map(bound).collect()).await?;
         for (one, bytes) in watched.iter().zip(taken) {
             let Some(bytes) = bytes else { continue };
-            match (one.stopped_with, exceeds(bytes, one.limit_mib)) {
-                (None, true) => match self.manifest.stop_full(one, bytes).await {
-                    Ok(Some(row)) => {
-                        let why = row.storage_full.as_ref().map(|full| full.why()).unwrap_or_default();
-                        log::warn!(instance:% = row.id; "{} is stopped: {why}", row.container);
-                    }
-                    Ok(None) => {}
-                    // A row that can't be read keeps nobody else from being stopped.
-                    Err(error @ ManifestError::Corrupt { .. }) => {
-                        log::error!(instance:% = one.id; "it takes {bytes} bytes, and can't be stopped: {error}");
-                    }
-                    Err(error) => return Err(error.into()),
-                },
+            let outcome = match (one.stopped_with, exceeds(bytes, one.limit_mib)) {
+                (None, true) => self.stop(one, bytes).await,
                 // Somebody has made room in its volume.
-                (Some(_), false) => self.let_go(one).await?,
-                (None, false) | (Some(_), true) => {}
-            }
+                (Some(_), false) => self.let_go(one).await,
+                (None, false) | (Some(_), true) => Ok(()),
+            };
+            unless_corrupt(one, outcome)?;
         }
         Ok(())
     }
 
-    async fn let_go(&self, one: &Watched) -> Result<(), ReconcileError> {
+    async fn stop(&self, one: &Watched, bytes: u64) -> Result<(), ManifestError> {
+        if let Some(row) = self.manifest.stop_full(one, bytes).await? {
+            let why = row.storage_full.as_ref().map(|full| full.why()).unwrap_or_default();
+            log::warn!(instance:% = row.id; "{} is stopped: {why}", row.container);
+        }
+        Ok(())
+    }
+
+    async fn let_go(&self, one: &Watched) -> Result<(), ManifestError> {
         if self.manifest.free_full(one.id).await? {
             log::info!(instance:% = one.id; "its data takes no more than it may; the next request wakes it");
         }
@@ -94,4 +92,15 @@ impl<C: Containers, P: Proxy> World<C, P> {
 /// Whether one that was stopped may go by the limit as it is now, whatever its data takes.
 fn is_free(one: &Watched) -> bool {
     one.stopped_with.is_some_and(|bytes| !exceeds(bytes, one.limit_mib))
+}
+
+/// A row that can't be read keeps nobody else from being stopped, or let go.
+fn unless_corrupt(one: &Watched, outcome: Result<(), ManifestError>) -> Result<(), ManifestError> {
+    match outcome {
+        Err(error @ ManifestError::Corrupt { .. }) => {
+            log::error!(instance:% = one.id; "nothing follows from what its data takes: {error}");
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }

@@ -1,8 +1,7 @@
 //! A tenant that tells what it was sent, in place of a Hoodie: an image of the tenants' own with
 //! another program.
 
-use super::installation::docker;
-use super::unique;
+use super::image::Image;
 
 const PROGRAM: &str = r"
 const crypto = require('crypto'), http = require('http');
@@ -32,27 +31,8 @@ http.createServer((request, response) => {
 }).listen(80);
 ";
 
-/// The image; removed when it is dropped.
-pub struct EchoImage(pub String);
-
-impl EchoImage {
-    /// One that begins to listen after so many milliseconds.
-    pub async fn build(delay: u32) -> Self {
-        let name = format!("{}-echo", unique());
-        let context = tempfile::tempdir().unwrap();
-        let program = PROGRAM.replace(".listen(80)", &format!("; setTimeout(() => server.listen(80), {delay})"));
-        let program = program.replacen("http.createServer", "const server = http.createServer", 1);
-        std::fs::write(context.path().join("echo.js"), program).unwrap();
-        let dockerfile =
-            "FROM haas/hoodie:28.2.10\nCOPY echo.js /app/echo.js\nENTRYPOINT [\"node\", \"/app/echo.js\"]\nCMD []\n";
-        std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
-        docker(&["build", "-q", "-t", &name, &context.path().display().to_string()]).await;
-        Self(name)
-    }
-}
-
-impl Drop for EchoImage {
-    fn drop(&mut self) {
-        std::process::Command::new("docker").args(["rmi", "-f", &self.0]).output().ok();
-    }
+/// One that begins to listen after so many milliseconds.
+pub async fn echo_image(delay: u32) -> Image {
+    let program = PROGRAM.replace(".listen(80)", &format!("; setTimeout(() => server.listen(80), {delay})"));
+    Image::that_runs("echo", &program.replacen("http.createServer", "const server = http.createServer", 1)).await
 }

@@ -1,8 +1,7 @@
 //! A tenant that means harm, in place of a Hoodie: an image of the tenants' own with a program that
 //! answers as it is told by the path, with everything that is no proper answer.
 
-use super::installation::docker;
-use super::unique;
+use super::image::Image;
 
 const PROGRAM: &str = r"
 const fs = require('fs'), net = require('net');
@@ -74,24 +73,6 @@ net.createServer(socket => {
 process.on('uncaughtException', () => {});
 ";
 
-/// The image; removed when it is dropped.
-pub struct HostileImage(pub String);
-
-impl HostileImage {
-    pub async fn build() -> Self {
-        let name = format!("{}-hostile", unique());
-        let context = tempfile::tempdir().unwrap();
-        std::fs::write(context.path().join("hostile.js"), PROGRAM).unwrap();
-        let dockerfile = "FROM haas/hoodie:28.2.10\nCOPY hostile.js /app/hostile.js\n\
-                          ENTRYPOINT [\"node\", \"/app/hostile.js\"]\nCMD []\n";
-        std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
-        docker(&["build", "-q", "-t", &name, &context.path().display().to_string()]).await;
-        Self(name)
-    }
-}
-
-impl Drop for HostileImage {
-    fn drop(&mut self) {
-        std::process::Command::new("docker").args(["rmi", "-f", &self.0]).output().ok();
-    }
+pub async fn hostile_image() -> Image {
+    Image::that_runs("hostile", PROGRAM).await
 }

@@ -8,9 +8,13 @@ use haas::embedded::Layout;
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{ChildStdin, ChildStdout};
 
 use super::hoodie::{Hoodie, client};
 use super::{Ports, eventually, ports, unique};
+
+pub type Lines = tokio::io::Lines<BufReader<ChildStdout>>;
 
 pub struct Installation {
     pub dir: TempDir,
@@ -282,10 +286,28 @@ pub async fn node(container: &str, script: &str, argument: &str) -> String {
     docker(&["exec", container, "node", "-e", script, argument]).await
 }
 
+/// The same, while it goes on: what it is told, and the lines that it says.
+pub fn talk(container: &str, script: &str, argument: &str) -> (tokio::process::Child, ChildStdin, Lines) {
+    let mut child = tokio::process::Command::new("docker")
+        .args(["exec", "-i", container, "node", "-e", script, argument])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    (child, stdin, BufReader::new(stdout).lines())
+}
+
 /// Runs a program, which has to end well; what it prints.
 pub async fn run(program: &str, arguments: &[&str]) -> String {
-    let output = tokio::process::Command::new(program).args(arguments).output().await.unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    printed(tokio::process::Command::new(program).args(arguments)).await
+}
+
+/// What a command prints, which has to end well.
+pub async fn printed(command: &mut tokio::process::Command) -> String {
+    let output = command.stdin(Stdio::null()).output().await.unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 

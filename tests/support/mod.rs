@@ -7,6 +7,7 @@ pub mod echo;
 pub mod hoodie;
 pub mod hostile;
 pub mod house;
+pub mod image;
 pub mod installation;
 pub mod sign_on;
 pub mod tenants;

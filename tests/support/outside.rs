@@ -125,10 +125,12 @@ fn tried(arguments: &[&str]) -> Result<String, String> {
     Err(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+type Heard = Arc<Mutex<Vec<Vec<u8>>>>;
+
 /// Something that listens, and remembers what it heard: a peer's address, or a datagram.
 pub struct Ear {
     pub port: u16,
-    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+    heard: Heard,
     task: JoinHandle<()>,
 }
 
@@ -146,56 +148,51 @@ impl Ear {
         std::net::UdpSocket::bind(at).map(Self::from_std_udp)
     }
 
+    /// Remembers what this task hears.
+    fn new<F: Future<Output = ()> + Send + 'static>(at: SocketAddr, listen: impl FnOnce(Heard) -> F) -> Self {
+        let heard = Heard::default();
+        let task = tokio::spawn(listen(Arc::clone(&heard)));
+        Self { port: at.port(), heard, task }
+    }
+
     fn from_std(listener: std::net::TcpListener) -> Self {
         listener.set_nonblocking(true).unwrap();
-        let port = listener.local_addr().unwrap().port();
         let listener = TcpListener::from_std(listener).unwrap();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let task = tokio::spawn({
-            let heard = Arc::clone(&heard);
-            async move {
-                loop {
-                    let Ok((mut stream, peer)) = listener.accept().await else { continue };
-                    heard.lock().unwrap().push(peer.to_string().into_bytes());
-                    let heard = Arc::clone(&heard);
-                    tokio::spawn(async move {
-                        stream.write_all(b"open\n").await.ok();
-                        let mut buffer = [0; 512];
-                        loop {
-                            match tokio::io::AsyncReadExt::read(&mut stream, &mut buffer).await {
-                                Ok(0) | Err(_) => break,
-                                Ok(length) => heard.lock().unwrap().push(buffer[..length].to_vec()),
-                            }
+        Self::new(listener.local_addr().unwrap(), |heard| async move {
+            loop {
+                let Ok((mut stream, peer)) = listener.accept().await else { continue };
+                heard.lock().unwrap().push(peer.to_string().into_bytes());
+                let heard = Arc::clone(&heard);
+                tokio::spawn(async move {
+                    stream.write_all(b"open\n").await.ok();
+                    let mut buffer = [0; 512];
+                    loop {
+                        match tokio::io::AsyncReadExt::read(&mut stream, &mut buffer).await {
+                            Ok(0) | Err(_) => break,
+                            Ok(length) => heard.lock().unwrap().push(buffer[..length].to_vec()),
                         }
-                    });
-                }
+                    }
+                });
             }
-        });
-        Self { port, heard, task }
+        })
     }
 
     fn from_std_udp(socket: std::net::UdpSocket) -> Self {
         socket.set_nonblocking(true).unwrap();
-        let port = socket.local_addr().unwrap().port();
         let socket = UdpSocket::from_std(socket).unwrap();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let task = tokio::spawn({
-            let heard = Arc::clone(&heard);
-            async move {
-                let mut buffer = [0; 2048];
-                loop {
-                    let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
-                    heard.lock().unwrap().push(buffer[..length].to_vec());
-                    // As a name server would: the question as an answer that says "no such name" (RFC 1035).
-                    if length > 3 {
-                        buffer[2] |= 0x80;
-                        buffer[3] = (buffer[3] & 0xf0) | 3;
-                    }
-                    socket.send_to(&buffer[..length], peer).await.ok();
+        Self::new(socket.local_addr().unwrap(), |heard| async move {
+            let mut buffer = [0; 2048];
+            loop {
+                let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
+                heard.lock().unwrap().push(buffer[..length].to_vec());
+                // As a name server would: the question as an answer that says "no such name" (RFC 1035).
+                if length > 3 {
+                    buffer[2] |= 0x80;
+                    buffer[3] = (buffer[3] & 0xf0) | 3;
                 }
+                socket.send_to(&buffer[..length], peer).await.ok();
             }
-        });
-        Self { port, heard, task }
+        })
     }
 
     /// How much it has heard.
