@@ -257,29 +257,19 @@ fn take_public_keys(known: &mut Known, name: &str, client: &Arc<Client>, text: &
     if mode & 0o022 != 0 {
         return vec!["others may write it (chmod 600): it does not count".to_owned()];
     }
-    match jwks::parse(text) {
-        Ok((keys, mistakes)) => {
-            known.token_keys.extend(keys.into_iter().map(|public| TokenKey {
-                id: format!("{name}#{}", public.kid),
-                client: Arc::clone(client),
-                public,
-            }));
-            mistakes
-        }
-        Err(mistake) => vec![mistake],
-    }
+    let (keys, mistakes) = jwks::parse(text);
+    known.token_keys.extend(keys.into_iter().map(|public| TokenKey {
+        id: format!("{name}#{}", public.kid),
+        client: Arc::clone(client),
+        public,
+    }));
+    mistakes
 }
 
-/// Whether this is a set of public keys, all of which can be used.
-///
-/// # Errors
-/// What is wrong with it, one line each.
-pub fn check_public_keys(text: &str) -> Result<(), Vec<String>> {
-    match jwks::parse(text) {
-        Ok((_, mistakes)) if mistakes.is_empty() => Ok(()),
-        Ok((_, mistakes)) => Err(mistakes),
-        Err(mistake) => Err(vec![mistake]),
-    }
+/// What is wrong with a set of public keys, one line each; nothing, if all of them can be used.
+#[must_use]
+pub fn public_key_mistakes(text: &str) -> Vec<String> {
+    jwks::parse(text).1
 }
 
 /// What the names of files with keys end in.

@@ -129,10 +129,11 @@ fn add(dir: &Path, arguments: &Add) -> anyhow::Result<Outcome> {
         None => None,
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            if let Err(mistakes) = clients::check_public_keys(&text) {
-                for mistake in mistakes {
-                    eprintln!("haas: {}: {mistake}", path.display());
-                }
+            let mistakes = clients::public_key_mistakes(&text);
+            for mistake in &mistakes {
+                eprintln!("haas: {}: {mistake}", path.display());
+            }
+            if !mistakes.is_empty() {
                 return Ok(Outcome::Refused);
             }
             Some(text)
@@ -194,7 +195,7 @@ fn remove(dir: &Path, arguments: &Remove) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The files of one of a client's keys that are there: one at most, unless somebody has put a second one there.
+/// What there is of one of a client's keys: a secret, public keys, or both.
 fn key_paths(dir: &Path, client: &str, key: Option<&str>) -> Vec<PathBuf> {
     let all = clients::KEY_ENDINGS.map(|ending| dir.join(clients::key_file(client, key, ending)));
     all.into_iter().filter(|path| path.exists()).collect()
@@ -207,7 +208,7 @@ fn key_files(dir: &Path, client: &str) -> std::io::Result<Vec<PathBuf>> {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit_once('.'));
         let name = name.filter(|(_, ending)| clients::KEY_ENDINGS.contains(ending)).map(|(name, _)| name);
-        if name.is_some_and(|name| name.split('.').next() == Some(client)) {
+        if name.and_then(clients::client_of) == Some(client) {
             found.push(path);
         }
     }

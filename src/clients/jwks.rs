@@ -26,13 +26,12 @@ struct File {
     keys: Vec<Value>,
 }
 
-/// The keys of a set that can be used, and what is wrong with the others.
-///
-/// # Errors
-/// What is wrong with all of it, in a few words.
-pub(super) fn parse(text: &str) -> Result<(Vec<PublicKey>, Vec<String>), String> {
-    let file: File = serde_json::from_str(text).map_err(|_| "is no JWK set (RFC 7517)".to_owned())?;
+/// The keys of a set that can be used, and what is wrong with the others, or with all of it.
+pub(super) fn parse(text: &str) -> (Vec<PublicKey>, Vec<String>) {
     let (mut keys, mut mistakes, mut kids) = (Vec::new(), Vec::new(), HashSet::new());
+    let Ok(file) = serde_json::from_str::<File>(text) else {
+        return (keys, vec!["is no JWK set (RFC 7517)".to_owned()]);
+    };
     for (number, value) in file.keys.iter().enumerate() {
         match public_key(value) {
             Ok(key) if kids.insert(key.kid.clone()) => keys.push(key),
@@ -40,10 +39,10 @@ pub(super) fn parse(text: &str) -> Result<(Vec<PublicKey>, Vec<String>), String>
             Err(why) => mistakes.push(format!("key {}: {why}", number + 1)),
         }
     }
-    if keys.is_empty() && mistakes.is_empty() {
-        return Err("has no key".to_owned());
+    if file.keys.is_empty() {
+        mistakes.push("has no key".to_owned());
     }
-    Ok((keys, mistakes))
+    (keys, mistakes)
 }
 
 fn public_key(value: &Value) -> Result<PublicKey, &'static str> {

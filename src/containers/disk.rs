@@ -16,7 +16,7 @@ use nix::sys::statvfs::statvfs;
 /// of the usual file systems.
 const LEAST: u64 = 4096;
 /// `st_blocks` counts these (stat(3type)).
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 /// Folders inside each other; each takes two file descriptors while it is looked at.
 const DEPTH: usize = 64;
 /// Entries that are counted in any case.

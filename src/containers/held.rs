@@ -6,8 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// `st_blocks` counts these (stat(3type)).
-const BLOCK: u64 = 512;
+use super::disk::BLOCK;
 
 /// What deleted files take, in bytes, by the volume that the processes which have them open have
 /// mounted. `wanted` are the volumes' names.
