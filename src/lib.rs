@@ -28,12 +28,14 @@
 //! | [`embedded`] | the Postgres and HAProxy that `haas up` runs beside the server |
 //! | [`config`], [`cli`] | settings, and the commands |
 //! | [`credentials`] | the instance key, and what is derived from it: the admins' passwords, the salts of their sessions |
+//! | `app_connection` | a connection to an app, which can harm nobody by what it answers |
 //! | `whole_file` | a file that is written whole or not at all |
 //! | `fuzzing` | the doors of a fuzzer, to parsers of what comes from outside |
 //! | [`failpoint`] | where a test ends the process, to show that no moment is a bad one |
 
 #![forbid(unsafe_code)]
 
+mod app_connection;
 pub mod archive;
 pub mod cli;
 pub mod clients;

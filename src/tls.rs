@@ -17,12 +17,14 @@ mod bundle;
 mod leaves;
 mod names;
 mod store;
+mod trust;
 
 pub use authority::{Authority, AuthorityError};
 pub use bundle::{Bundle, BundleError};
 pub use leaves::{Leaf, plan};
 pub use names::{covers, needed};
 pub use store::{Refusal, Settings, Store, StoreError};
+pub use trust::{TrustError, Trusted, client};
 
 /// Makes ring the process's cryptography. Clients with TLS can't be built before; calling it
 /// again does nothing.

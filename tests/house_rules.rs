@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everything in `src/` but the entry points.
-const ROOMS: [&str; 20] = [
+const ROOMS: [&str; 21] = [
+    "app_connection",
     "archive",
     "cli",
     "clients",
@@ -145,6 +146,15 @@ fn the_firewall_is_roots_and_never_the_servers() {
         "firewall",
         &["crate::http", "crate::reconcile", "crate::manifest", "crate::containers", "crate::haproxy", "crate::cli::"],
     );
+}
+
+/// What an app answers has no end but the one that `app_connection` sets: a client without one is for
+/// the operator's own URL.
+#[test]
+fn apps_are_asked_with_a_bound() {
+    for room in ROOMS.into_iter().filter(|room| *room != "webhook") {
+        forbid(room, &["reqwest"]);
+    }
 }
 
 #[test]

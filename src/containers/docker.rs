@@ -9,7 +9,9 @@ mod signal;
 pub use network::bridge;
 
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::errors::Error as BollardError;
@@ -30,6 +32,7 @@ use super::{
     LABEL_SPEC, LABEL_VOLUME, Owned, OwnedVolume, VolumeBound,
     spec::{self, Admin},
 };
+use crate::app_connection::{Connection, ready};
 use crate::config::Tenant;
 use crate::credentials::InstanceKey;
 use crate::instance::Instance;
@@ -67,27 +70,13 @@ pub struct Docker {
     network: Mutex<bool>,
     /// Where the engine keeps its volumes.
     volumes_folder: OnceCell<PathBuf>,
-    http: reqwest::Client,
 }
 
 impl Docker {
     /// Prepares; nothing is connected yet, so that a server can start while Docker is down.
     #[must_use]
     pub fn new(settings: DockerSettings) -> Self {
-        crate::tls::use_ring();
-        let http = reqwest::Client::builder()
-            .timeout(Duration::from_secs(2))
-            .connect_timeout(Duration::from_millis(500))
-            // Readiness asks what listens now, not what a kept connection remembers.
-            .pool_max_idle_per_host(0)
-            // A tenant must not send us anywhere else.
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            // Plain HTTP alone: it must do without the machine's own certificates, which an image may lack.
-            .tls_certs_only([])
-            .build()
-            .unwrap_or_else(|error| unreachable!("a client that trusts nobody has nothing to load: {error}"));
-        Self { settings, client: OnceCell::new(), network: Mutex::default(), volumes_folder: OnceCell::new(), http }
+        Self { settings, client: OnceCell::new(), network: Mutex::default(), volumes_folder: OnceCell::new() }
     }
 
     async fn client(&self) -> Result<&bollard::Docker, ContainersError> {
@@ -388,8 +377,9 @@ impl Containers for Docker {
 
     async fn answers(&self, instance: &Instance) -> bool {
         let Some(port) = instance.port else { return false };
-        let answer = self.http.get(format!("http://127.0.0.1:{port}/hoodie/")).send().await;
-        answer.is_ok_and(|answer| answer.status() == reqwest::StatusCode::OK)
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        // Once each time: what listens now, not what a kept connection remembers.
+        ready(Connection::open(address, Arc::default()), &address.to_string()).await.is_ok()
     }
 
     async fn last_log(&self, instance: &Instance) -> Result<String, ContainersError> {

@@ -1,16 +1,18 @@
 //! Whether an app answers through HAProxy, as its users would ask.
 
-use std::net::SocketAddr;
+use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Certificate, Client, ClientBuilder, StatusCode};
+use rustls::pki_types::ServerName;
 use tokio::sync::Mutex;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::Settings;
+use crate::app_connection::{Connection, ready};
 use crate::instance::name::Hostname;
-use crate::tls;
+use crate::tls::{Trusted, client};
 
 /// A client of the apps on this machine.
 pub(super) struct Probe {
@@ -21,15 +23,15 @@ pub(super) struct Probe {
     authority: Option<PathBuf>,
     /// The operator's own certificates.
     given: PathBuf,
-    /// The client, and the CA's certificate that it trusts.
-    client: Mutex<Option<(Vec<u8>, Client)>>,
+    /// What to connect with, and whom that trusts.
+    connector: Mutex<Option<(Trusted, TlsConnector)>>,
 }
 
 impl Probe {
     pub fn new(settings: &Settings) -> Self {
         let authority = settings.tls.local_ca.then(|| settings.tls.dir.join("ca.pem"));
         let (https, given) = (settings.https(), settings.tls.given());
-        Self { https, address: settings.local_address(), authority, given, client: Mutex::default() }
+        Self { https, address: settings.local_address(), authority, given, connector: Mutex::default() }
     }
 
     /// Whether the Hoodie at this host answers 200. By HTTPS with the host's name, and with the
@@ -37,20 +39,27 @@ impl Probe {
     /// certificates, any for the name will do: who vouches for those is for the operator's users
     /// to know, and HAProxy has none for a name that it does not know (`strict-sni`).
     pub async fn answers(&self, host: &Hostname) -> bool {
-        let Some(client) = self.client().await else { return false };
-        let request = if self.https {
+        let opening = Connection::open(&self.address, Arc::default());
+        let looked = if self.https {
             let port = self.address.rsplit(':').next().unwrap_or_default();
-            client.get(format!("https://{host}:{port}/hoodie/"))
+            ready(self.secured(opening, host), &format!("{host}:{port}")).await
         } else {
-            client.get(format!("http://{}/hoodie/", self.address)).header(reqwest::header::HOST, host.as_str())
+            ready(opening, host.as_str()).await
         };
-        match request.send().await {
-            Ok(answer) => answer.status() == StatusCode::OK,
-            Err(error) => {
-                log::debug!("{host} gives no answer through HAProxy: {error:?}");
-                false
-            }
+        if let Err(error) = &looked {
+            log::debug!("{host} does not answer through HAProxy: {error}");
         }
+        looked.is_ok()
+    }
+
+    async fn secured(
+        &self,
+        opening: impl Future<Output = io::Result<Connection>>,
+        host: &Hostname,
+    ) -> io::Result<TlsStream<Connection>> {
+        let connector = self.connector().await?;
+        let name = ServerName::try_from(host.to_string()).map_err(io::Error::other)?;
+        connector.connect(name, opening.await?).await
     }
 
     async fn has_given(&self) -> bool {
@@ -63,53 +72,19 @@ impl Probe {
         false
     }
 
-    async fn client(&self) -> Option<Client> {
-        let authority = match &self.authority {
-            Some(path) if self.https && !self.has_given().await => tokio::fs::read(path).await.ok()?,
-            _ => Vec::new(),
+    async fn connector(&self) -> io::Result<TlsConnector> {
+        let trusted = match &self.authority {
+            Some(path) if !self.has_given().await => Trusted::Authority(tokio::fs::read(path).await?),
+            _ => Trusted::Anybody,
         };
-        let mut client = self.client.lock().await;
-        if let Some((of, client)) = &*client
-            && *of == authority
+        let mut known = self.connector.lock().await;
+        if let Some((of, connector)) = &*known
+            && *of == trusted
         {
-            return Some(client.clone());
+            return Ok(connector.clone());
         }
-        tls::use_ring();
-        let builder = Client::builder()
-            .timeout(Duration::from_secs(2))
-            .pool_max_idle_per_host(0)
-            // A tenant must not send us anywhere else.
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .dns_resolver(Here(self.address.clone()));
-        let built = match trusting(builder, &authority).and_then(ClientBuilder::build) {
-            Ok(built) => built,
-            Err(error) => {
-                log::error!("apps can't be looked at through HAProxy: {error:?}");
-                return None;
-            }
-        };
-        *client = Some((authority, built.clone()));
-        Some(built)
-    }
-}
-
-fn trusting(builder: ClientBuilder, authority: &[u8]) -> reqwest::Result<ClientBuilder> {
-    if authority.is_empty() {
-        return Ok(builder.tls_danger_accept_invalid_certs(true));
-    }
-    Ok(builder.tls_certs_only([Certificate::from_pem(authority)?]))
-}
-
-/// Every name is here: what the names really resolve to is not ours to see.
-struct Here(String);
-
-impl Resolve for Here {
-    fn resolve(&self, _: Name) -> Resolving {
-        let address = self.0.clone();
-        Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
-            Ok(Box::new(found.into_iter()) as Addrs)
-        })
+        let connector = TlsConnector::from(Arc::new(client(&trusted).map_err(io::Error::other)?));
+        *known = Some((trusted, connector.clone()));
+        Ok(connector)
     }
 }

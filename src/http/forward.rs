@@ -31,18 +31,13 @@ use futures_util::Stream;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
+
+use crate::app_connection::{Connection, with_cause};
 
 /// How long an app that has just answered may refuse connections.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
-/// What an app may send that is no body: the head, sizes of chunks, trailers. Without a bound a
-/// line that never ends, or interim answers without one after them, would be read for ever.
-const OVERHEAD: u64 = 1024 * 1024;
-/// And for each byte of the body: a chunk of one byte has five of its own.
-const OVERHEAD_PER_BYTE: u64 = 16;
 
 /// Why a request has no answer from the app.
 #[derive(Debug, thiserror::Error)]
@@ -110,15 +105,11 @@ pub(super) async fn forward<G: 'static>(
 pub(super) async fn connect(port: u16, passed: Arc<AtomicU64>) -> io::Result<Connection> {
     let until = Instant::now() + REFUSED_FOR;
     loop {
-        match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(Connection { stream, read: 0, passed });
-            }
+        match Connection::open((Ipv4Addr::LOCALHOST, port), Arc::clone(&passed)).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < until => {
                 tokio::time::sleep(RETRY).await;
             }
-            Err(error) => return Err(error),
+            opened => return opened,
         }
     }
 }
@@ -128,10 +119,7 @@ fn no_answer(error: &hyper::Error) -> ForwardError {
     match error.source().and_then(|source| source.downcast_ref()) {
         Some(ForwardError::BodyTooLong) => ForwardError::BodyTooLong,
         Some(ForwardError::ClientGone) => ForwardError::ClientGone,
-        _ => ForwardError::BadAnswer(match error.source() {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        }),
+        _ => ForwardError::BadAnswer(with_cause(error)),
     }
 }
 
@@ -223,66 +211,5 @@ impl<G> MessageBody for Download<G> {
                 _ => {}
             }
         }
-    }
-}
-
-/// A connection whose answer can be read when the app takes no more of the request: it may
-/// answer early and hang up, and hyper would report that it can't write instead of reading on.
-pub(super) struct Connection {
-    stream: TcpStream,
-    /// Bytes that the app has sent.
-    read: u64,
-    /// Those of them that were passed on as the answer's body.
-    passed: Arc<AtomicU64>,
-}
-
-/// When nothing can be written any more: never. The reading side is about to end as well.
-fn unless_hung_up<T>(written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-    match written {
-        Poll::Ready(Err(error))
-            if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
-        {
-            Poll::Pending
-        }
-        other => other,
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = into.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, into))?;
-        self.read += (into.filled().len() - before) as u64;
-        let passed = self.passed.load(Ordering::Relaxed);
-        if self.read > OVERHEAD + passed.saturating_mul(1 + OVERHEAD_PER_BYTE) {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "it sends much, and no answer")));
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        unless_hung_up(Pin::new(&mut self.stream).poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        unless_hung_up(Pin::new(&mut self.stream).poll_write_vectored(cx, bytes))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

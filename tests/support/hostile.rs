@@ -50,7 +50,9 @@ const ways = {
     more();
   }
 };
-const answer = (socket, way) => {
+const answer = (socket, way, host) => {
+  // Good where it is asked at its port, as no user asks.
+  if (way.startsWith('named:')) way = host.startsWith('127.') ? 'ok' : way.slice(6);
   if (way.startsWith('redirect:')) {
     return socket.end(`HTTP/1.1 302 Found\r\nlocation: http://${way.slice(9)}/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n`);
   }
@@ -63,11 +65,12 @@ net.createServer(socket => {
     if (head.endsWith('\r\n\r\n')) return;
     head += data.toString('latin1');
     if (!head.includes('\r\n\r\n')) return;
-    const path = head.split(' ')[1];
+    const path = head.split(' ')[1], asked = head;
     head = '\r\n\r\n';
     if (path.startsWith('/become/')) { fs.writeFileSync(MODE, path.slice(8)); return answer(socket, 'ok'); }
     if (path.startsWith('/x/')) return answer(socket, path.slice(3));
-    answer(socket, fs.existsSync(MODE) ? fs.readFileSync(MODE, 'utf8') : 'ok');
+    const host = /^host: *(.*)\r$/im.exec(asked)[1];
+    answer(socket, fs.existsSync(MODE) ? fs.readFileSync(MODE, 'utf8') : 'ok', host);
   });
 }).listen(80);
 process.on('uncaughtException', () => {});

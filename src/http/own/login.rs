@@ -1,7 +1,6 @@
 //! Logs in to an app's Hoodie as its admin. What answers is the tenant's: it may say anything,
 //! nothing, or go on for ever.
 
-use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +13,13 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::time::timeout;
 
+use crate::app_connection::{HEAD_MAX, with_cause};
 use crate::http::forward::{Driver, connect};
 use crate::instance::name::Hostname;
 
 /// From the connection to the last byte of the answer; Hoodie takes some milliseconds.
 const TIME: Duration = Duration::from_secs(10);
-/// Octets of the answer's head, and of its body; Hoodie's have some hundreds.
-const HEAD_MAX: usize = 16 * 1024;
+/// Octets of the answer's body; Hoodie's has some hundreds.
 const BODY_MAX: usize = 16 * 1024;
 /// Hoodie's are base64url of about 36 bytes.
 const SESSION_MAX: usize = 256;
@@ -44,7 +43,7 @@ pub(super) enum LoginError {
 
 impl From<hyper::Error> for LoginError {
     fn from(error: hyper::Error) -> Self {
-        Self::NoAnswer(error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")))
+        Self::NoAnswer(with_cause(&error))
     }
 }
 
