@@ -311,6 +311,14 @@ async fn a_look_whether_it_is_ready_gives_it_nothing() {
         })
         .await;
     }
+    for way in ["garbage", "headers", "early", "silent"] {
+        let number = ways.iter().position(|known| *known == format!("named:{way}")).unwrap();
+        let container = format!("{}-notes", haas.user(&format!("hostile{number}")));
+        let told = format!("{container} left alone: its Hoodie answers, but not through HAProxy");
+        eventually(&told, Duration::from_secs(90), || async { haas.log().contains(&told).then_some(()) }).await;
+        let answers = haas.log().matches(&format!("{container} answers at")).count();
+        assert_eq!(answers, 1, "{way}: when it was good");
+    }
     memory.end().await;
     let asked = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await;
     assert!(asked.is_err(), "somebody has followed the redirect");

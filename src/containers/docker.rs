@@ -11,7 +11,6 @@ pub use network::bridge;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::errors::Error as BollardError;
@@ -32,7 +31,7 @@ use super::{
     LABEL_SPEC, LABEL_VOLUME, Owned, OwnedVolume, VolumeBound,
     spec::{self, Admin},
 };
-use crate::app_connection::{Connection, ready};
+use crate::app_connection::{ANSWER_MAX, Connection, ready};
 use crate::config::Tenant;
 use crate::credentials::InstanceKey;
 use crate::instance::Instance;
@@ -379,7 +378,8 @@ impl Containers for Docker {
         let Some(port) = instance.port else { return false };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         // Once each time: what listens now, not what a kept connection remembers.
-        ready(Connection::open(address, Arc::default()), &address.to_string()).await.is_ok()
+        let looked = ready(Connection::open(address, ANSWER_MAX), &address.to_string()).await;
+        looked.inspect_err(|error| log::debug!("{} does not answer: {error}", instance.container)).is_ok()
     }
 
     async fn last_log(&self, instance: &Instance) -> Result<String, ContainersError> {

@@ -2,15 +2,14 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::pki_types::ServerName;
-use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Settings;
-use crate::app_connection::{Connection, ready};
+use crate::app_connection::{ANSWER_MAX, Connection, ready};
 use crate::instance::name::Hostname;
 use crate::tls::{Trusted, client};
 
@@ -23,8 +22,8 @@ pub(super) struct Probe {
     authority: Option<PathBuf>,
     /// The operator's own certificates.
     given: PathBuf,
-    /// What to connect with, and whom that trusts.
-    connector: Mutex<Option<(Trusted, TlsConnector)>>,
+    /// Whom to trust, and what to connect with that does; none where that can't be.
+    connector: Mutex<Option<(Trusted, Option<TlsConnector>)>>,
 }
 
 impl Probe {
@@ -39,17 +38,18 @@ impl Probe {
     /// certificates, any for the name will do: who vouches for those is for the operator's users
     /// to know, and HAProxy has none for a name that it does not know (`strict-sni`).
     pub async fn answers(&self, host: &Hostname) -> bool {
-        let opening = Connection::open(&self.address, Arc::default());
+        let opening = Connection::open(&self.address, ANSWER_MAX);
         let looked = if self.https {
-            let port = self.address.rsplit(':').next().unwrap_or_default();
-            ready(self.secured(opening, host), &format!("{host}:{port}")).await
+            // As a browser names it (RFC 9110, section 7.2, and 4.2.2 for the port that goes without saying).
+            let named = match self.address.rsplit_once(':') {
+                None | Some((_, "443")) => host.to_string(),
+                Some((_, port)) => format!("{host}:{port}"),
+            };
+            ready(self.secured(opening, host), &named).await
         } else {
             ready(opening, host.as_str()).await
         };
-        if let Err(error) = &looked {
-            log::debug!("{host} does not answer through HAProxy: {error}");
-        }
-        looked.is_ok()
+        looked.inspect_err(|error| log::debug!("{host} does not answer through HAProxy: {error}")).is_ok()
     }
 
     async fn secured(
@@ -77,14 +77,14 @@ impl Probe {
             Some(path) if !self.has_given().await => Trusted::Authority(tokio::fs::read(path).await?),
             _ => Trusted::Anybody,
         };
-        let mut known = self.connector.lock().await;
-        if let Some((of, connector)) = &*known
-            && *of == trusted
-        {
-            return Ok(connector.clone());
+        let mut known = self.connector.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(&*known, Some((of, _)) if *of == trusted) {
+            let built = client(&trusted).inspect_err(|error| {
+                log::error!("apps can't be looked at through HAProxy: {error}");
+            });
+            *known = Some((trusted, built.ok().map(|config| TlsConnector::from(Arc::new(config)))));
         }
-        let connector = TlsConnector::from(Arc::new(client(&trusted).map_err(io::Error::other)?));
-        *known = Some((trusted, connector.clone()));
-        Ok(connector)
+        let connector = known.as_ref().and_then(|(_, connector)| connector.clone());
+        connector.ok_or_else(|| io::Error::other("the local authority can't be used"))
     }
 }

@@ -10,8 +10,6 @@
 //! A body that breaks off on one side breaks off on the other, never ends as if it were whole.
 
 mod fields;
-#[cfg(test)]
-mod tests;
 
 use std::error::Error;
 use std::io;
@@ -38,6 +36,12 @@ use crate::app_connection::{Connection, with_cause};
 /// How long an app that has just answered may refuse connections.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
+/// What an app may send ahead of what is passed on: the head, sizes of chunks, trailers, and what is
+/// held of the body. Without a bound a line that never ends, or interim answers without one after
+/// them, would be read for ever.
+const AHEAD: u64 = 1024 * 1024;
+/// What is held of an answer that has come; its head has to fit in.
+const HELD_MAX: usize = 128 * 1024;
 
 /// Why a request has no answer from the app.
 #[derive(Debug, thiserror::Error)]
@@ -71,8 +75,10 @@ pub(super) async fn forward<G: 'static>(
     let request_body = Upload::new(request, body, body_max)?;
     let passed_on = fields::request(request, request_body).map_err(ForwardError::Unreachable)?;
     let passed = Arc::<AtomicU64>::default();
-    let connection = connect(port, Arc::clone(&passed)).await.map_err(ForwardError::Unreachable)?;
-    let (mut app, driver) = http1::handshake(TokioIo::new(connection)).await.map_err(|error| no_answer(&error))?;
+    let connection = connect(port, AHEAD).await.map_err(ForwardError::Unreachable)?;
+    let connection = TokioIo::new(connection.passing_on(Arc::clone(&passed)));
+    let handshake = http1::Builder::new().max_buf_size(HELD_MAX).handshake(connection).await;
+    let (mut app, driver) = handshake.map_err(|error| no_answer(&error))?;
     let driver = Driver::spawn(driver);
     let answer = app.send_request(passed_on).await.map_err(|error| no_answer(&error))?;
     let (parts, body) = answer.into_parts();
@@ -100,12 +106,11 @@ pub(super) async fn forward<G: 'static>(
     Ok(answer.set_body(Download { body, size, passed, _driver: driver, _held: held }).map_into_boxed_body())
 }
 
-/// A connection to the app at this loopback port, which may refuse for a moment. `passed` counts what is
-/// passed on of its answer's body.
-pub(super) async fn connect(port: u16, passed: Arc<AtomicU64>) -> io::Result<Connection> {
+/// A connection to the app at this loopback port, which may refuse for a moment, and send so many bytes.
+pub(super) async fn connect(port: u16, allowance: u64) -> io::Result<Connection> {
     let until = Instant::now() + REFUSED_FOR;
     loop {
-        match Connection::open((Ipv4Addr::LOCALHOST, port), Arc::clone(&passed)).await {
+        match Connection::open((Ipv4Addr::LOCALHOST, port), allowance).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < until => {
                 tokio::time::sleep(RETRY).await;
             }
@@ -213,3 +218,6 @@ impl<G> MessageBody for Download<G> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -44,7 +45,10 @@ pub fn client(trusted: &Trusted) -> Result<ClientConfig, TrustError> {
         }
         Trusted::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))),
     };
-    Ok(builder.with_no_client_auth())
+    let mut config = builder.with_no_client_auth();
+    // Each look is at the certificate that is there now.
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 /// Looks at no certificate; only whether the other end has its key.

@@ -2,7 +2,6 @@
 //! nothing, or go on for ever.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header;
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::app_connection::{HEAD_MAX, with_cause};
+use crate::app_connection::{ANSWER_MAX, AskError, HEAD_MAX};
 use crate::http::forward::{Driver, connect};
 use crate::instance::name::Hostname;
 
@@ -27,24 +26,12 @@ const SESSION_MAX: usize = 256;
 /// Why there is no session.
 #[derive(Debug, Error)]
 pub(super) enum LoginError {
-    #[error("it takes no connection: {0}")]
-    Unreachable(#[from] std::io::Error),
-    #[error("it gave no whole answer within {TIME:?}")]
-    Late,
-    #[error("its answer is no HTTP: {0}")]
-    NoAnswer(String),
-    #[error("it answered {0}")]
-    Refused(u16),
+    #[error(transparent)]
+    Ask(#[from] AskError),
     #[error("its answer is longer than any session's")]
     TooLong,
     #[error("its answer has no session")]
     NoSession,
-}
-
-impl From<hyper::Error> for LoginError {
-    fn from(error: hyper::Error) -> Self {
-        Self::NoAnswer(with_cause(&error))
-    }
 }
 
 /// The id of a session, which may stand in a script as it is: base64url without padding.
@@ -63,7 +50,7 @@ impl SessionId {
 
 /// Logs in at a loopback port.
 pub(super) async fn log_in(port: u16, host: &Hostname, password: &str) -> Result<SessionId, LoginError> {
-    timeout(TIME, exchange(port, host, password)).await.unwrap_or(Err(LoginError::Late))
+    timeout(TIME, exchange(port, host, password)).await.unwrap_or(Err(AskError::Late(TIME).into()))
 }
 
 async fn exchange(port: u16, host: &Hostname, password: &str) -> Result<SessionId, LoginError> {
@@ -74,14 +61,14 @@ async fn exchange(port: u16, host: &Hostname, password: &str) -> Result<SessionI
         .header(header::CONTENT_TYPE.as_str(), "application/vnd.api+json")
         .header(header::ACCEPT.as_str(), "application/vnd.api+json")
         .body(body.to_string())
-        .map_err(|error| LoginError::NoAnswer(error.to_string()))?;
-    let connection = connect(port, Arc::default()).await?;
-    let (mut app, connection) =
-        http1::Builder::new().max_buf_size(HEAD_MAX).handshake(TokioIo::new(connection)).await?;
+        .map_err(AskError::from)?;
+    let connection = TokioIo::new(connect(port, ANSWER_MAX).await.map_err(AskError::from)?);
+    let handshake = http1::Builder::new().max_buf_size(HEAD_MAX).handshake(connection).await;
+    let (mut app, connection) = handshake.map_err(AskError::from)?;
     let _driver = Driver::spawn(connection);
-    let answer = app.send_request(request).await?;
+    let answer = app.send_request(request).await.map_err(AskError::from)?;
     if !answer.status().is_success() {
-        return Err(LoginError::Refused(answer.status().as_u16()));
+        return Err(AskError::Status(answer.status()).into());
     }
     session(&collect(answer.into_body()).await?)
 }
@@ -89,7 +76,7 @@ async fn exchange(port: u16, host: &Hostname, password: &str) -> Result<SessionI
 async fn collect(mut body: Incoming) -> Result<Vec<u8>, LoginError> {
     let mut bytes = Vec::new();
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        let Ok(chunk) = frame?.into_data() else { continue };
+        let Ok(chunk) = frame.map_err(AskError::from)?.into_data() else { continue };
         if bytes.len() + chunk.len() > BODY_MAX {
             return Err(LoginError::TooLong);
         }
