@@ -9,6 +9,7 @@ mod common;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -97,25 +98,28 @@ async fn measure(routes: u16, samples: u16) -> Result<Times> {
 
 async fn activate(house: &House, number: u16) -> Result<Activation> {
     let mut changes = house.nudges.subscribe();
-    let mut heard = Vec::new();
+    let heard = RefCell::new(Vec::new());
     let hearing = async {
         while let Ok(changed) = changes.recv().await {
-            heard.push((changed, Utc::now()));
+            heard.borrow_mut().push((changed, Utc::now()));
         }
     };
-    let (id, answered, reloading) = tokio::select! {
-        done = provision(house, number) => done?,
-        () = hearing => bail!("no news of changes"),
+    let activated = async {
+        let (id, answered, reloading) = provision(house, number).await?;
+        let ready = house.manifest.events(id, 10).await?.into_iter().find(|event| event.kind == "ready");
+        let written = ready.context("it never became ready")?.at;
+        // News come on a connection of their own: they may be later than all of this.
+        let known = until("the commit is known", Duration::from_secs(5), async || {
+            heard.borrow().iter().find(|(changed, at)| *changed == id && *at >= written).map(|(_, at)| *at)
+        })
+        .await?;
+        let reloading = reloading.is_some_and(|(from, to)| from < answered && written < to);
+        Ok(Activation { written, known, answered, reloading })
     };
-    let ready = house.manifest.events(id, 10).await?.into_iter().find(|event| event.kind == "ready");
-    let written = ready.context("it never became ready")?.at;
-    let known = heard.iter().find(|(changed, at)| *changed == id && *at >= written).context("no news of the commit")?.1;
-    Ok(Activation {
-        written,
-        known,
-        answered,
-        reloading: reloading.is_some_and(|(from, to)| from < answered && written < to),
-    })
+    tokio::select! {
+        activation = activated => activation,
+        () = hearing => bail!("no news of changes"),
+    }
 }
 
 type Window = (DateTime<Utc>, DateTime<Utc>);
