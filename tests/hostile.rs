@@ -59,7 +59,7 @@ impl Scene {
     async fn set() -> Self {
         let image = hostile_image().await;
         let settings = format!(
-            "[tenant]\nimage = \"{}\"\nstop_timeout = \"1s\"\ndrain_timeout = \"1s\"\nready_timeout = \"4s\"\n\
+            "[tenant]\nimage = \"{}\"\nstop_timeout = \"1s\"\ndrain_timeout = \"1s\"\nready_timeout = \"8s\"\n\
              [lifecycle]\nwake_timeout = \"5s\"\n[reconcile]\nbackoff_base = \"1m\"",
             image.0
         );
