@@ -53,9 +53,16 @@ impl HaproxyProcess {
     /// # Errors
     /// When not even SIGKILL ends them.
     pub async fn stop(layout: &Layout) -> Result<bool, EmbeddedError> {
-        let processes = all(layout).await;
-        end(&processes).await?;
-        Ok(!processes.is_empty())
+        let mut ran = false;
+        loop {
+            let processes = all(layout).await;
+            if processes.is_empty() {
+                return Ok(ran);
+            }
+            ran = true;
+            // A master that was about to reload may have started another worker meanwhile.
+            end(&processes).await?;
+        }
     }
 
     /// Whether its master answers.

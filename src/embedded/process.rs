@@ -14,6 +14,10 @@ use tokio::time::{Instant, sleep};
 
 use super::error::EmbeddedError;
 
+/// How often, and how many times, the arguments of a process are looked for that executes a program.
+const EXEC_LOOK: Duration = Duration::from_millis(1);
+const EXEC_LOOKS: u32 = 100;
+
 /// One process. Its start time tells it from a later one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Process {
@@ -60,7 +64,16 @@ impl Process {
     }
 
     pub(super) fn arguments(self) -> Vec<Vec<u8>> {
-        let line = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let read = || fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let mut line = read();
+        // One that executes a program has none for a moment, as HAProxy's master at each reload; a thread of
+        // the kernel, which has no program, never has any.
+        let mut looks = 0;
+        while line.is_empty() && looks < EXEC_LOOKS && fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok() {
+            std::thread::sleep(EXEC_LOOK);
+            line = read();
+            looks += 1;
+        }
         line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
     }
 
@@ -144,6 +157,21 @@ pub(super) fn find_program(name: &Path, package: &'static str) -> Result<PathBuf
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_executes_itself_anew_is_found_at_any_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("again");
+        fs::write(&script, "exec /bin/sh \"$0\"\n").unwrap();
+        let mut child = std::process::Command::new("/bin/sh").arg(&script).spawn().unwrap();
+        let process = Process::find(child.id().try_into().unwrap()).unwrap();
+        let name = script.as_os_str().as_bytes();
+        let looks = (0..5000).map(|_| process.arguments());
+        let missed = looks.filter(|arguments| !arguments.iter().any(|argument| argument == name)).count();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(missed, 0);
+    }
 
     #[tokio::test]
     async fn a_zombie_is_dead() {
