@@ -38,7 +38,6 @@ pub struct Announced(HashMap<(Uuid, String), Told>);
 /// What an owner was told, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told {
-    decided: DateTime<Utc>,
     due: DateTime<Utc>,
     delivered: Option<DateTime<Utc>>,
 }
@@ -52,13 +51,13 @@ impl Announced {
 }
 
 impl Told {
-    /// The moment before which it does not happen; none while the notice is not delivered. One
-    /// that was delivered late leaves its owner as much time as it would have had.
+    /// The moment before which it does not happen; none while the notice is not delivered. However late
+    /// that was, and whatever became of the policy since, its owner has the whole time of a notice.
     #[must_use]
     pub fn promised(&self, notice_before: Duration) -> Option<DateTime<Utc>> {
-        let time = (self.due - self.decided).min(TimeDelta::from_std(notice_before).unwrap_or(TimeDelta::MAX));
-        let delivered = self.delivered?;
-        Some(delivered.checked_add_signed(time).unwrap_or(DateTime::<Utc>::MAX_UTC).max(self.due))
+        let time = TimeDelta::from_std(notice_before).unwrap_or(TimeDelta::MAX);
+        let over = self.delivered?.checked_add_signed(time).unwrap_or(DateTime::<Utc>::MAX_UTC);
+        Some(over.max(self.due))
     }
 }
 
@@ -104,20 +103,14 @@ impl Manifest {
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn announced(&self) -> Result<Announced, ManifestError> {
         self.run(async |conn| {
-            type Row = (Uuid, String, DateTime<Utc>, DateTime<Utc>, Option<DateTime<Utc>>);
+            type Row = (Uuid, String, DateTime<Utc>, Option<DateTime<Utc>>);
             let all: Vec<Row> = notices::table
                 .inner_join(instances::table.on(instances::id.eq(notices::instance_id)))
                 .filter(instances::phase_since.eq(notices::stay))
-                .select((
-                    notices::instance_id,
-                    notices::kind,
-                    notices::created_at,
-                    notices::due_at,
-                    notices::delivered_at,
-                ))
+                .select((notices::instance_id, notices::kind, notices::due_at, notices::delivered_at))
                 .load(conn)
                 .await?;
-            let told = |(id, kind, decided, due, delivered): Row| ((id, kind), Told { decided, due, delivered });
+            let told = |(id, kind, due, delivered): Row| ((id, kind), Told { due, delivered });
             Ok(Announced(all.into_iter().map(told).collect()))
         })
         .await

@@ -74,9 +74,15 @@ pub fn decide<'a>(outlook: &Outlook<'a>, settings: &Settings, now: DateTime<Utc>
         let next = next(instance, &settings.policy, outlook.uses.last_used(instance))?;
         let announced = outlook.announced.of(instance.id, next.step);
         let announce = outlook.tells && next.step.is_announced() && next.due <= horizon && announced.is_none();
-        // Not before what its owner was told, and never sooner after that than it would have been.
+        // Not before what its owner was told, nor before the whole time of the notice is over.
         let promised = announced.and_then(|told| told.promised(settings.notice_before));
-        let unheard = next.step == Descent::Purge && settings.purge_needs_notice && promised.is_none();
+        let needs_notice = match next.step {
+            Descent::Purge => settings.purge_needs_notice,
+            // Nothing is lost by it: where nobody is told of anything, it needs no word.
+            Descent::Archive => outlook.tells,
+            Descent::Pause | Descent::Sleep | Descent::Delete => false,
+        };
+        let unheard = needs_notice && promised.is_none();
         let held_back = if unheard && !outlook.tells {
             Some("its owner can't be told: lifecycle.webhook_url is empty".to_owned())
         } else if unheard {
@@ -181,8 +187,9 @@ impl<C: Containers, P: Proxy> World<C, P> {
         }
         for decision in &decisions {
             let Decision { instance, next, .. } = decision;
+            // What is due already happens when the notice's time is over.
             if decision.announce
-                && let Err(error) = self.manifest.announce(instance, next.step, next.due).await
+                && let Err(error) = self.manifest.announce(instance, next.step, next.due.max(horizon)).await
             {
                 log::warn!(instance:% = instance.id; "its owner is not told yet: {error}");
             }
