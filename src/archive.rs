@@ -12,9 +12,9 @@
 //! ```
 //!
 //! The header comes first, so that whose data it is can be read at once; the checksum comes last,
-//! so that a file that was cut short has none. Between them are directories, regular files,
-//! symbolic and hard links with their mode, owner and time of modification. Sockets, pipes and
-//! devices are left out, and so are extended attributes.
+//! so that a file that was cut short has none. Between them is all that a file system can hold, as
+//! [`tree`] reads it from the disk: every kind of inode, any name, holes as holes, times to the
+//! nanosecond, extended attributes. Format 1 had folders, files and links alone.
 //!
 //! Three checks, since each sees what the others can't: zstd's own checksum, the SHA-256 of the
 //! whole file that the manifest keeps, and the *digest*: a hash of the tree itself, which stays
@@ -46,12 +46,18 @@ mod digest;
 mod entries;
 mod files;
 mod format;
+pub mod tree;
 
 use crate::instance::Instance;
 use files::Unfinished;
+use format::Maker;
 
-/// The format that is written, and the only one that is read.
-pub const FORMAT: u32 = 1;
+/// The format that is written.
+pub const FORMAT: u32 = 2;
+/// Those that are read.
+const FORMATS: [u32; 2] = [1, FORMAT];
+/// The uid and gid that tenants run as (hoodie/Dockerfile).
+const TENANT: u64 = 1000;
 /// What the names of finished archives end with.
 const SUFFIX: &str = ".tar.zst";
 /// A file system allows 255, and there is the suffix.
@@ -86,6 +92,14 @@ pub enum ArchiveError {
         /// What is wrong with it.
         why: String,
     },
+    /// Something in a tree that an archive, or the file system that it is put on, can't hold.
+    #[error("{path}: {why}")]
+    Unfit {
+        /// Where in the tree; for people.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The stream itself says that it failed.
     #[error("reading the data: {0}")]
     Engine(String),
@@ -110,12 +124,19 @@ pub struct Archive {
     pub digest: String,
     /// As its header says.
     pub made_at: DateTime<Utc>,
+    /// What its digest is made of. Those of the first format did not say it.
+    #[serde(default = "first_format")]
+    pub format: u32,
+}
+
+fn first_format() -> u32 {
+    1
 }
 
 /// Whose data it is: the first entry. Plain strings; whoever uses them checks them.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// [`FORMAT`].
+    /// What is in it, and how.
     pub format: u32,
     /// The user.
     pub username: String,
@@ -183,8 +204,8 @@ impl Archives {
         &self.dir
     }
 
-    /// Writes a tree into `<name>.tar.zst`. The stream is a tar as the engine gives it: its first
-    /// entry is the root (`data/` or `./`, whatever its name), everything else lies below. An
+    /// Writes a tree into `<name>.tar.zst`. The stream is a tar as [`tree::pack`] gives it: its first
+    /// entry is the root, whatever its name, and everything else lies below, in order. An
     /// older file of that name is replaced at the end, and stays when this fails.
     ///
     /// # Errors
@@ -220,19 +241,14 @@ impl Archives {
         blocking(move || format::verify(&path, &archive).map(drop)).await
     }
 
-    /// The tree as a plain tar stream for the engine, its root named `root`. With `.` the engine
-    /// keeps the mode and the owner that the folder it unpacks into has already (moby skips an
-    /// entry that is called so); with the folder's own name, unpacked into its parent, it is given
-    /// the archived ones. The items end with an error when the file turns out to be damaged: to
-    /// unpack nothing then, call [`Archives::verify`] before.
-    pub fn data(&self, archive: &Archive, root: &str) -> impl Stream<Item = Result<Bytes, io::Error>> + Send + use<> {
-        let path = self.path(&archive.file);
-        let (archive, root) = (archive.clone(), root.to_owned());
-        channel::drain(move |to| format::unwrap(&path?, &archive, &root, to))
+    /// The tree as a plain tar stream, for [`tree::unpack`]. The items end with an error when the file
+    /// turns out to be damaged: to unpack nothing then, call [`Archives::verify`] before.
+    pub fn data(&self, archive: &Archive) -> impl Stream<Item = Result<Bytes, io::Error>> + Send + use<> {
+        let (path, archive) = (self.path(&archive.file), archive.clone());
+        channel::drain(move |to| format::unwrap(&path?, &archive, format::ROOT, to))
     }
 
-    /// The digest of a tree, of which nothing is kept: whether what was restored is what was
-    /// archived. The stream is one as for [`Archives::store`].
+    /// The digest of a tree, of which nothing is kept. The stream is one as for [`Archives::store`].
     ///
     /// # Errors
     /// [`ArchiveError`] when the stream fails, or is no whole tar.
@@ -300,7 +316,8 @@ impl Archives {
     }
 
     /// Takes in a file from elsewhere as `<name>.tar.zst`: copies it, and verifies the copy, before
-    /// it gets its name. `progress` is told the bytes that are copied; what follows, reading them
+    /// it gets its name. What no tenant could have made in its volume is refused: devices, what belongs
+    /// to others, attributes that only root sets. `progress` is told the bytes that are copied; what follows, reading them
     /// back, takes about as long again.
     ///
     /// # Errors
@@ -316,7 +333,8 @@ impl Archives {
         let (unfinished, header, archive) = blocking(move || {
             files::create_folder(&dir)?;
             let (unfinished, sha256) = Unfinished::copy(&from, &to, progress)?;
-            let (header, mut archive) = format::inspect(unfinished.path(), &from.display().to_string())?;
+            let name = from.display().to_string();
+            let (header, mut archive) = format::inspect(unfinished.path(), &name, Maker::Anybody)?;
             if archive.sha256 != sha256 {
                 let why = "what was read back is not what was written".to_owned();
                 return Err(ArchiveError::Corrupt { file: to.display().to_string(), why });

@@ -30,6 +30,7 @@ mod sign_on;
 mod table;
 mod transfer;
 mod up;
+mod volume;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,6 +94,9 @@ enum Command {
     Export(transfer::Export),
     /// Take a tenant over from such a file
     Import(transfer::Import),
+    /// Work on a tenant's volume, in the server's own container for that
+    #[command(hide = true)]
+    Volume(volume::Arguments),
     /// Bring a new image, or new limits, to the instances that are there
     Roll(roll::Arguments),
     /// Print a link that signs an app's owner on to its admin dashboard, once, within a minute
@@ -185,6 +189,7 @@ impl Cli {
             Command::Gc(arguments) => gc::run(&global, &arguments).await,
             Command::Export(arguments) => transfer::export(&global, &arguments).await,
             Command::Import(arguments) => transfer::import(&global, &arguments).await,
+            Command::Volume(arguments) => volume::run(&arguments).await,
             Command::Roll(arguments) => roll::run(&global, &arguments).await,
             Command::Sso(arguments) => sign_on::sso(&global, &arguments).await,
             Command::Rotate(arguments) => sign_on::rotate(&global, &arguments).await,

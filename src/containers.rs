@@ -15,15 +15,17 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::archive::tree::Found;
 use crate::instance::Instance;
 use crate::instance::plan::{Container, Seen};
 
 pub use disk::Disk;
-pub use docker::{Docker, DockerSettings, bridge};
+pub use docker::{Docker, DockerSettings, Report, bridge};
 pub use spec::bridge_name;
 
 /// The label with the installation's id. What doesn't carry ours is never touched.
@@ -36,6 +38,9 @@ pub const LABEL_SPEC: &str = "haas.spec";
 pub const LABEL_VOLUME: &str = "haas.volume";
 /// The label with the generation that a container, or a volume, was made for.
 pub const LABEL_GENERATION: &str = "haas.generation";
+
+/// The label of a helper's container (docker/helper.rs), with the instance's id.
+pub const LABEL_HELPER: &str = "haas.helper";
 
 /// What can go wrong with a container.
 #[derive(Debug, Error)]
@@ -61,6 +66,9 @@ pub enum ContainersError {
     /// Something else on the host listens on the port.
     #[error("something else on the host holds port {0}")]
     PortOccupied(u16),
+    /// Something in a volume can't be kept, or can't be put into one, however often it is tried.
+    #[error("{0}")]
+    Unfit(String),
     /// The engine refused.
     #[error("Docker refused: {0}")]
     Refused(String),
@@ -103,8 +111,16 @@ pub struct VolumeBound {
     pub limit: u64,
 }
 
-/// A tar of a volume's files (Docker Engine API, `GET /containers/{id}/archive`).
+/// A tar of a volume's files ([`crate::archive::tree::pack`]).
 pub type Data = BoxStream<'static, Result<Bytes, ContainersError>>;
+
+/// A volume's files, and what a second look at them finds.
+pub struct Reading {
+    /// All of them. Ends with an error where it is not all.
+    pub tar: Data,
+    /// What the volume held afterwards; to be asked once the tar has come to its end.
+    pub again: BoxFuture<'static, Result<Found, ContainersError>>,
+}
 
 /// Whether an instance's volume is from an earlier life of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,22 +149,33 @@ pub trait Containers: Send + Sync + 'static {
     /// Stops the container, which stays; one that does not run is left as it is.
     fn stop(&self, instance: &Instance) -> impl Future<Output = Result<(), ContainersError>> + Send;
 
-    /// The files of the volume that its container has, which must not run.
-    fn read_data(&self, instance: &Instance) -> impl Future<Output = Result<Data, ContainersError>> + Send;
+    /// The files of the instance's volume, from the disk itself. Its container must not run.
+    fn read_data(&self, instance: &Instance) -> impl Future<Output = Result<Reading, ContainersError>> + Send;
 
-    /// Makes the instance's volume, and a container on it, and fills it. Does not start it.
+    /// Makes the instance's volume, which must not be there, and fills it; what is on the disk then, as
+    /// an archive of this format has it. What it has begun stays when it fails.
     fn write_data(
         &self,
         instance: &Instance,
+        format: u32,
         data: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> impl Future<Output = Result<(), ContainersError>> + Send;
+    ) -> impl Future<Output = Result<Found, ContainersError>> + Send;
 
-    /// Removes every volume that was made for an instance, but for one.
-    fn remove_volumes(
+    /// What an instance's volume holds.
+    fn look_at_data(
         &self,
-        instance: Uuid,
-        keep: Option<&str>,
-    ) -> impl Future<Output = Result<(), ContainersError>> + Send;
+        instance: &Instance,
+        format: u32,
+    ) -> impl Future<Output = Result<Found, ContainersError>> + Send;
+
+    /// Removes what readers and writers of volumes have left behind, when their server has ended.
+    fn sweep_helpers(&self) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// The names of all volumes that were made for an instance.
+    fn volumes_of(&self, instance: Uuid) -> impl Future<Output = Result<Vec<String>, ContainersError>> + Send;
+
+    /// Removes every volume that was made for an instance.
+    fn remove_volumes(&self, instance: Uuid) -> impl Future<Output = Result<(), ContainersError>> + Send;
 
     /// Whether there is a volume of this name.
     fn has_volume(&self, name: &str) -> impl Future<Output = Result<bool, ContainersError>> + Send;

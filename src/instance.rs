@@ -390,6 +390,15 @@ pub fn volume_name(id: Uuid, serial: i32) -> String {
     }
 }
 
+/// The serial number in a volume's name, if it is one of this instance's.
+#[must_use]
+pub fn volume_serial(id: Uuid, name: &str) -> Option<i32> {
+    match name.strip_prefix(&volume_name(id, 0))? {
+        "" => Some(0),
+        rest => rest.strip_prefix('-')?.parse().ok(),
+    }
+}
+
 impl Phase {
     /// Whether the reconciler may go from this phase to that one. Anything else is a bug, and
     /// the manifest refuses it.

@@ -50,7 +50,8 @@ async fn asleep(manifest: &Manifest, username: &str) -> Instance {
 }
 
 fn archive(file: &str) -> Archive {
-    Archive { file: file.to_owned(), sha256: "0".repeat(64), bytes: 7, digest: "1".repeat(64), made_at: Utc::now() }
+    let (sha256, digest) = ("0".repeat(64), "1".repeat(64));
+    Archive { file: file.to_owned(), sha256, bytes: 7, digest, made_at: Utc::now(), format: haas::archive::FORMAT }
 }
 
 async fn count(cluster: &Cluster, kind: &str) -> String {

@@ -6,16 +6,16 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 
 use super::channel::PIECE;
 use super::digest::{Checksum, Tally};
-use super::entries::{self, Entry, Kind, each, invalid};
+use super::entries::{self, Attributes, Entry, Kind, Segment, Time, each, invalid, shown};
 use super::files::{Hashed, Unfinished, failed};
-use super::{Archive, ArchiveError, FORMAT, Header, STREAM, file_name, told};
+use super::{Archive, ArchiveError, FORMAT, FORMATS, Header, STREAM, TENANT, file_name, told};
 
 const HEADER: &str = "haas.json";
-const ROOT: &str = "data";
+/// What the root of every tree is called.
+pub(super) const ROOT: &str = "data";
 const CHECKSUM: &str = "haas-checksum.json";
 /// Both descriptions are short.
 const JSON_MAX: u64 = 64 * 1024;
@@ -24,38 +24,110 @@ const LEVEL: i32 = 3;
 /// The memory that reading may take, as a power of two: what levels up to 19 need.
 const WINDOW_LOG_MAX: u32 = 23;
 
+/// Who has made an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Maker {
+    /// This installation, of what a volume of its own held.
+    Own,
+    /// Anybody: there is nothing in it but what a tenant could have made in its volume.
+    Anybody,
+}
+
 /// A tree on its way from one tar to another.
 struct Tree<'a> {
+    maker: Maker,
+    format: u32,
     /// What its root is called where it comes from; the first entry tells.
     from: Option<Vec<u8>>,
     /// And where it goes.
     root: &'a str,
     to: &'a mut dyn Write,
     tally: Tally,
+    /// The folder that the entry before was in, or was.
+    folder: Vec<u8>,
+    /// The entry before.
+    last: Vec<u8>,
 }
 
 impl<'a> Tree<'a> {
-    fn new(root: &'a str, to: &'a mut dyn Write) -> Self {
-        Self { from: None, root, to, tally: Tally::default() }
+    fn new(format: u32, maker: Maker, root: &'a str, to: &'a mut dyn Write) -> Self {
+        let (folder, last) = (Vec::new(), Vec::new());
+        Self { maker, format, from: None, root, to, tally: Tally::new(format), folder, last }
     }
 
     fn pass(&mut self, entry: &mut Entry<'_>) -> io::Result<()> {
-        if self.from.is_none() && (entry.kind != Kind::Directory || entry.path.contains(&b'/')) {
-            return Err(invalid(format!("it begins with {:?}, no folder", String::from_utf8_lossy(&entry.path))));
+        let first = self.from.is_none();
+        if first && (entry.kind != Kind::Directory || entry.path.contains(&b'/')) {
+            return Err(invalid(format!("it begins with {}, no folder", shown(&entry.path))));
         }
         let from = self.from.get_or_insert_with(|| entry.path.clone());
         entry.path = below(from, &entry.path)?;
         if entry.kind == Kind::HardLink {
             entry.link = below(from, &entry.link)?;
         }
-        let mut hasher = Sha256::new();
-        entries::put(entry, self.root, self.to, |content| hasher.update(content))?;
-        self.tally.add(entry, &hasher.finalize().into());
+        if !first {
+            self.check_place(entry)?;
+        }
+        if self.maker == Maker::Anybody {
+            check_tenants_own(entry)?;
+        }
+        let mut content = self.tally.content();
+        entries::put(entry, self.root, self.to, |at, piece| content.show(at, piece))?;
+        self.tally.add(entry, content);
+        Ok(())
+    }
+
+    /// Each entry is in a folder that stands before it, and comes after what it comes after in the
+    /// folder: so each is there once, and no name leads through anything but folders of the tree's own.
+    fn check_place(&mut self, entry: &Entry<'_>) -> io::Result<()> {
+        let (parent, _) = parent_and_name(&entry.path);
+        let open = self.folder.strip_prefix(parent);
+        if !open.is_some_and(|rest| parent.is_empty() || rest.is_empty() || rest.starts_with(b"/")) {
+            return Err(invalid(format!("{} is in no folder before it", shown(&entry.path))));
+        }
+        if !order(&self.last).lt(order(&entry.path)) && self.format > 1 {
+            return Err(invalid(format!("{} stands out of order", shown(&entry.path))));
+        }
+        self.folder = if entry.kind == Kind::Directory { entry.path.clone() } else { parent.to_vec() };
+        self.last.clone_from(&entry.path);
         Ok(())
     }
 
     fn end(self) -> io::Result<Checksum> {
         if self.from.is_none() { Err(invalid("there is no folder in it")) } else { Ok(self.tally.checksum()) }
+    }
+}
+
+/// A folder's entries come right after it, in the order of their names' bytes.
+fn order(path: &[u8]) -> impl Iterator<Item = u8> {
+    path.iter().map(|byte| if *byte == b'/' { 0 } else { *byte })
+}
+
+/// The folder that a path is in, and its name there. The root's are empty.
+pub(super) fn parent_and_name(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// What is no tenant's work is refused: it has one uid, no capabilities, and its volume alone.
+fn check_tenants_own(entry: &Entry<'_>) -> io::Result<()> {
+    let Entry { kind, path, attributes: Attributes { uid, gid, xattrs, .. }, .. } = entry;
+    let no = |what: String| Err(invalid(format!("{} {what}, which no tenant could have made", shown(path))));
+    if kind.is_device() {
+        return no("is a device".to_owned());
+    }
+    // Another name of something says nothing of it.
+    if *kind != Kind::HardLink && (*uid, *gid) != (TENANT, TENANT) {
+        return no(format!("belongs to {uid}:{gid}"));
+    }
+    let own = |name: &[u8]| {
+        name.starts_with(b"user.") || name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
+    };
+    match xattrs.iter().find(|(name, _)| !own(name)) {
+        Some((name, _)) => no(format!("has the extended attribute {}", shown(name))),
+        None => Ok(()),
     }
 }
 
@@ -66,14 +138,14 @@ fn below(root: &[u8], path: &[u8]) -> io::Result<Vec<u8>> {
         Some(rest) => rest.strip_prefix(b"/"),
         None => None,
     };
-    let outside = || invalid(format!("{:?} lies outside its root", String::from_utf8_lossy(path)));
+    let outside = || invalid(format!("{} lies outside its root", shown(path)));
     rest.map(<[u8]>::to_vec).ok_or_else(outside)
 }
 
 /// The digest of a tree that comes as a tar.
 pub(super) fn digest(from: &mut dyn Read) -> Result<String, ArchiveError> {
     let mut nowhere = io::sink();
-    let mut tree = Tree::new(ROOT, &mut nowhere);
+    let mut tree = Tree::new(FORMAT, Maker::Own, ROOT, &mut nowhere);
     let read = each(from, |entry| tree.pass(entry));
     read.and_then(|()| tree.end()).map(|checksum| checksum.digest).map_err(|error| told(error, STREAM))
 }
@@ -84,7 +156,7 @@ pub(super) fn write(to: &Path, header: &Header, from: &mut dyn Read) -> Result<(
     let written = compress(&unfinished, header, from).map_err(|error| told(error, STREAM));
     let (digest, (sha256, bytes)) = written?;
     unfinished.sync()?;
-    let archive = Archive { file: file_name(to)?, sha256, bytes, digest, made_at: header.made_at };
+    let archive = Archive { file: file_name(to)?, sha256, bytes, digest, made_at: header.made_at, format: FORMAT };
     let read = verify(unfinished.path(), &archive)?;
     if read != *header {
         return Err(ArchiveError::Corrupt { file: archive.file, why: format!("its {HEADER} is another's") });
@@ -96,7 +168,7 @@ fn compress(unfinished: &Unfinished, header: &Header, from: &mut dyn Read) -> io
     let mut encoder = zstd::Encoder::new(unfinished.hashed(), LEVEL)?;
     encoder.include_checksum(true)?;
     put_json(HEADER, header, header, &mut encoder)?;
-    let mut tree = Tree::new(ROOT, &mut encoder);
+    let mut tree = Tree::new(FORMAT, Maker::Own, ROOT, &mut encoder);
     each(from, |entry| tree.pass(entry))?;
     let checksum = tree.end()?;
     put_json(CHECKSUM, &checksum, header, &mut encoder)?;
@@ -105,14 +177,14 @@ fn compress(unfinished: &Unfinished, header: &Header, from: &mut dyn Read) -> io
 }
 
 /// Reads a whole archive, and tells what it is. Messages call it `name`.
-pub(super) fn inspect(path: &Path, name: &str) -> Result<(Header, Archive), ArchiveError> {
-    read(path, name, ROOT, &mut io::sink())
+pub(super) fn inspect(path: &Path, name: &str, maker: Maker) -> Result<(Header, Archive), ArchiveError> {
+    read(path, name, maker, ROOT, &mut io::sink())
 }
 
 /// Reads a whole archive, which is to be this one.
 pub(super) fn verify(path: &Path, archive: &Archive) -> Result<Header, ArchiveError> {
     check_length(path, archive)?;
-    let (header, found) = inspect(path, &archive.file)?;
+    let (header, found) = inspect(path, &archive.file, Maker::Own)?;
     check(&found, archive)?;
     Ok(header)
 }
@@ -120,7 +192,7 @@ pub(super) fn verify(path: &Path, archive: &Archive) -> Result<Header, ArchiveEr
 /// The tree of this archive as a tar. Its end is not written unless all of it was right.
 pub(super) fn unwrap(path: &Path, archive: &Archive, root: &str, to: &mut dyn Write) -> Result<(), ArchiveError> {
     check_length(path, archive)?;
-    let (_, found) = read(path, &archive.file, root, to)?;
+    let (_, found) = read(path, &archive.file, Maker::Own, root, to)?;
     check(&found, archive)?;
     entries::finish(to).map_err(|error| told(error, &archive.file))
 }
@@ -143,13 +215,22 @@ pub(super) fn header(path: &Path) -> Result<Header, ArchiveError> {
     }
 }
 
-fn read(path: &Path, name: &str, root: &str, to: &mut dyn Write) -> Result<(Header, Archive), ArchiveError> {
+fn read(
+    path: &Path,
+    name: &str,
+    maker: Maker,
+    root: &str,
+    to: &mut dyn Write,
+) -> Result<(Header, Archive), ArchiveError> {
     let mut pass = || -> io::Result<_> {
         let mut decoder = open(path)?;
-        let (mut header, mut tree, mut checksum) = (None, Tree::new(root, to), None);
+        let (mut header, mut checksum) = (None::<Header>, None);
+        let mut tree = Tree::new(FORMAT, maker, root, to);
         each(&mut decoder, |entry| {
             if header.is_none() {
-                header = Some(parse_header(entry)?);
+                let own = parse_header(entry)?;
+                (tree.format, tree.tally) = (own.format, Tally::new(own.format));
+                header = Some(own);
             } else if checksum.is_some() {
                 return Err(invalid("it goes on after its checksum"));
             } else if entry.path == CHECKSUM.as_bytes() {
@@ -159,15 +240,15 @@ fn read(path: &Path, name: &str, root: &str, to: &mut dyn Write) -> Result<(Head
             }
             Ok(())
         })?;
-        let header: Header = header.ok_or_else(|| invalid("it is empty"))?;
+        let header = header.ok_or_else(|| invalid("it is empty"))?;
         let checksum = checksum.ok_or_else(|| invalid(format!("it does not end with {CHECKSUM}")))?;
         let found = tree.end()?;
         if found != checksum {
             return Err(invalid(format!("the data in it is not what its {CHECKSUM} says")));
         }
         let (sha256, bytes) = decoder.finish().into_inner().finish();
-        let (made_at, digest) = (header.made_at, found.digest);
-        Ok((header, Archive { file: name.to_owned(), sha256, bytes, digest, made_at }))
+        let (made_at, format, digest) = (header.made_at, header.format, found.digest);
+        Ok((header, Archive { file: name.to_owned(), sha256, bytes, digest, made_at, format }))
     };
     pass().map_err(|error| told(error, name))
 }
@@ -207,14 +288,16 @@ fn put_json(path: &str, value: &impl Serialize, header: &Header, to: &mut dyn Wr
         kind: Kind::File,
         path: path.as_bytes().to_vec(),
         link: Vec::new(),
-        mode: 0o600,
-        uid: 0,
-        gid: 0,
-        mtime: header.made_at.timestamp().try_into().unwrap_or_default(),
+        attributes: Attributes {
+            mode: 0o600,
+            mtime: Time { seconds: header.made_at.timestamp(), nanoseconds: 0 },
+            ..Attributes::default()
+        },
         size: text.len() as u64,
+        segments: vec![Segment { offset: 0, length: text.len() as u64 }],
         content: &mut text.as_slice(),
     };
-    entries::put(&mut entry, "", to, |_| {})
+    entries::put(&mut entry, "", to, |_, _| {})
 }
 
 fn parse_json<T: DeserializeOwned>(entry: &mut Entry<'_>) -> io::Result<T> {
@@ -223,7 +306,10 @@ fn parse_json<T: DeserializeOwned>(entry: &mut Entry<'_>) -> io::Result<T> {
         return Err(invalid(format!("its {name} is no file, or longer than {} KiB", JSON_MAX / 1024)));
     }
     let mut text = Vec::new();
-    entry.content.read_to_end(&mut text)?;
+    entry.each_piece(|_, piece| {
+        text.extend_from_slice(piece);
+        Ok(())
+    })?;
     serde_json::from_slice(&text).map_err(|error| invalid(format!("its {name} makes no sense: {error}")))
 }
 
@@ -233,8 +319,9 @@ fn parse_header(entry: &mut Entry<'_>) -> io::Result<Header> {
     }
     // The format first: the header of another may have other fields.
     let value: serde_json::Value = parse_json(entry)?;
-    if value["format"] != FORMAT {
-        return Err(invalid(format!("its format is {}, and this version reads {FORMAT}", value["format"])));
+    if !FORMATS.iter().any(|known| value["format"] == *known) {
+        let known = FORMATS.map(|format| format.to_string()).join(" and ");
+        return Err(invalid(format!("its format is {}, and this version reads {known}", value["format"])));
     }
     serde_json::from_value(value).map_err(|error| invalid(format!("its {HEADER} makes no sense: {error}")))
 }

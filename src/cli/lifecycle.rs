@@ -33,7 +33,7 @@ pub(super) async fn descend(global: &Global, arguments: &Arguments, step: Descen
             return Ok(Outcome::Refused);
         }
         if row.desired >= step.desired() {
-            break row;
+            break manifest.try_again(&row).await?;
         }
         match manifest.descend(&row, step, BY_HAND).await {
             Ok(row) => break row,
@@ -74,6 +74,7 @@ pub(super) async fn wake(global: &Global, arguments: &Arguments) -> anyhow::Resu
         eprintln!("haas: {} is deleted; `haas restore` brings it back", row.container);
         return Ok(Outcome::Refused);
     };
+    let written = manifest.try_again(&written).await?;
     comes_up(&config, &manifest, written, &arguments.waiting).await
 }
 

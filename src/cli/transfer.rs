@@ -13,7 +13,7 @@ use super::intent::{Named, Waiting, named};
 use super::lifecycle::comes_up;
 use super::{Global, Outcome, settings};
 use crate::archive::{ArchiveError, Archives, Header};
-use crate::containers::{Containers, Docker};
+use crate::containers::{Containers, Docker, Reading};
 use crate::failpoint::Faults;
 use crate::haproxy::Haproxy;
 use crate::instance::name::{AppName, Email, Username};
@@ -106,18 +106,14 @@ async fn export_at_rest(
         }
         let bar = bar(0, "exporting")?;
         let shown = bar.clone();
-        let data = world.containers.read_data(&row).await.with_context(|| {
-            format!(
-                "{} has no container to read its data through; `haas wake` or `haas restore` makes one",
-                row.container
-            )
-        })?;
-        let data = futures_util::StreamExt::inspect(data, move |bytes| {
+        let Reading { tar, again } = world.containers.read_data(&row).await?;
+        let tar = futures_util::StreamExt::inspect(tar, move |bytes| {
             shown.inc(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64));
         });
-        let exported = Archives::export_stream(output, &Header::of(&row), data).await.map_err(|error| plain(&error))?;
+        let exported = Archives::export_stream(output, &Header::of(&row), tar).await.map_err(|error| plain(&error))?;
         bar.finish_and_clear();
-        match is_unchanged(world, &row, &exported.digest).await {
+        let same = again.await.map(|found| found.digest == exported.digest);
+        match is_unchanged(world, &row, same?).await {
             Ok(true) => return Ok(Some((exported.bytes, exported.sha256))),
             outcome => {
                 std::fs::remove_file(output).with_context(|| output.display().to_string())?;
@@ -130,10 +126,9 @@ async fn export_at_rest(
 }
 
 /// Whether nobody has woken it while its data was read.
-async fn is_unchanged(world: &World<Docker, Haproxy>, row: &Instance, digest: &str) -> anyhow::Result<bool> {
-    let again = Archives::digest(world.containers.read_data(row).await?).await?;
+async fn is_unchanged(world: &World<Docker, Haproxy>, row: &Instance, same: bool) -> anyhow::Result<bool> {
     let now = world.manifest.get(row.id).await?;
-    Ok(again == digest && now.is_some_and(|now| (now.phase, now.phase_since) == (row.phase, row.phase_since)))
+    Ok(same && now.is_some_and(|now| (now.phase, now.phase_since) == (row.phase, row.phase_since)))
 }
 
 /// Puts it to sleep, unless it rests, and waits until it does.

@@ -2,10 +2,13 @@
 
 mod data;
 mod disk;
+mod helper;
 mod listed;
 mod network;
 mod signal;
 
+pub use helper::Report;
+pub(in crate::containers) use helper::{Image as HelperImage, Work};
 pub use network::bridge;
 
 use std::collections::HashMap;
@@ -14,24 +17,26 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::errors::Error as BollardError;
-use bollard::models::{ContainerInspectResponse, EventMessage};
+use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
 use bollard::query_parameters::{
     CreateContainerOptions, EventsOptions, InspectContainerOptions, ListContainersOptions, LogsOptions,
     RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
 };
 use bytes::Bytes;
+use chrono::Utc;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
-use listed::{container_status, owned};
+use listed::{container_status, tenants};
 use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 
 use super::{
-    Containers, ContainersError, Data, DataFound, Disk, LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE,
-    LABEL_SPEC, LABEL_VOLUME, Owned, OwnedVolume, VolumeBound,
+    Containers, ContainersError, Data, DataFound, Disk, LABEL_GENERATION, LABEL_HELPER, LABEL_INSTALLATION,
+    LABEL_INSTANCE, LABEL_SPEC, LABEL_VOLUME, Owned, OwnedVolume, Reading, VolumeBound,
     spec::{self, Admin},
 };
 use crate::app_connection::{ANSWER_MAX, Connection, ready};
+use crate::archive::tree::Found;
 use crate::config::Tenant;
 use crate::credentials::InstanceKey;
 use crate::instance::Instance;
@@ -69,13 +74,21 @@ pub struct Docker {
     network: Mutex<bool>,
     /// Where the engine keeps its volumes.
     volumes_folder: OnceCell<PathBuf>,
+    /// Seen to be there, or made, once.
+    helper_image: OnceCell<HelperImage>,
 }
 
 impl Docker {
     /// Prepares; nothing is connected yet, so that a server can start while Docker is down.
     #[must_use]
     pub fn new(settings: DockerSettings) -> Self {
-        Self { settings, client: OnceCell::new(), network: Mutex::default(), volumes_folder: OnceCell::new() }
+        Self {
+            settings,
+            client: OnceCell::new(),
+            network: Mutex::default(),
+            volumes_folder: OnceCell::new(),
+            helper_image: OnceCell::new(),
+        }
     }
 
     async fn client(&self) -> Result<&bollard::Docker, ContainersError> {
@@ -91,16 +104,19 @@ impl Docker {
     }
 
     /// Our containers, the newest first: all of them, or at most so many that are older than one.
-    async fn page(&self, limit: Option<i32>, before: Option<&Owned>) -> Result<Vec<Owned>, ContainersError> {
+    async fn summaries(
+        &self,
+        limit: Option<i32>,
+        before: Option<&str>,
+    ) -> Result<Vec<ContainerSummary>, ContainersError> {
         let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
         let mut filters = HashMap::from([("label".to_owned(), vec![label])]);
         if let Some(before) = before {
-            filters.insert("before".to_owned(), vec![before.id.clone()]);
+            filters.insert("before".to_owned(), vec![before.to_owned()]);
         }
         let options =
             ListContainersOptions { all: true, limit, filters: Some(filters), ..ListContainersOptions::default() };
-        let found = self.client().await?.list_containers(Some(options)).await.map_err(classify)?;
-        Ok(found.into_iter().filter_map(owned).collect())
+        self.client().await?.list_containers(Some(options)).await.map_err(classify)
     }
 
     fn is_ours(&self, labels: Option<&HashMap<String, String>>) -> bool {
@@ -199,15 +215,18 @@ impl Docker {
 
 impl Containers for Docker {
     async fn list(&self) -> Result<Vec<Owned>, ContainersError> {
-        let mut all: Vec<Owned> = Vec::new();
+        let (mut all, mut last) = (Vec::new(), None::<String>);
         loop {
-            let page = match self.page(Some(PAGE), all.last()).await {
+            let page = match self.summaries(Some(PAGE), last.as_deref()).await {
                 // The last one of the page before is gone by now.
-                Err(ContainersError::Refused(_)) if !all.is_empty() => return self.page(None, None).await,
+                Err(ContainersError::Refused(_)) if last.is_some() => {
+                    return Ok(tenants(self.summaries(None, None).await?).collect());
+                }
                 other => other?,
             };
             let more = i32::try_from(page.len()).is_ok_and(|length| length >= PAGE);
-            all.extend(page);
+            last = page.last().and_then(|summary| summary.id.clone());
+            all.extend(tenants(page));
             if !more {
                 return Ok(all);
             }
@@ -319,25 +338,36 @@ impl Containers for Docker {
         }
     }
 
-    async fn read_data(&self, instance: &Instance) -> Result<Data, ContainersError> {
-        self.read_files(instance).await
+    async fn read_data(&self, instance: &Instance) -> Result<Reading, ContainersError> {
+        self.read_volume(instance.id, &instance.volume()).await
     }
 
     async fn write_data(
         &self,
         instance: &Instance,
+        format: u32,
         data: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> Result<(), ContainersError> {
+    ) -> Result<Found, ContainersError> {
         self.prepare_data(instance).await?;
-        self.create(instance).await?;
-        self.write_files(instance, data).await
+        self.fill_volume(instance.id, &instance.volume(), format, data).await
     }
 
-    async fn remove_volumes(&self, instance: Uuid, keep: Option<&str>) -> Result<(), ContainersError> {
-        let label = format!("{LABEL_INSTANCE}={instance}");
-        for volume in self.volumes_with(&label, false).await?.iter().filter(|volume| Some(volume.name.as_str()) != keep)
-        {
-            self.remove_unused(&volume.name).await?;
+    async fn look_at_data(&self, instance: &Instance, format: u32) -> Result<Found, ContainersError> {
+        self.look_at_volume(instance.id, &instance.volume(), format).await
+    }
+
+    async fn sweep_helpers(&self) -> Result<(), ContainersError> {
+        self.remove_helpers_left_behind(Utc::now()).await
+    }
+
+    async fn volumes_of(&self, instance: Uuid) -> Result<Vec<String>, ContainersError> {
+        let volumes = self.volumes_with(&format!("{LABEL_INSTANCE}={instance}"), false).await?;
+        Ok(volumes.into_iter().map(|volume| volume.name).collect())
+    }
+
+    async fn remove_volumes(&self, instance: Uuid) -> Result<(), ContainersError> {
+        for volume in self.volumes_of(instance).await? {
+            self.remove_unused(&volume).await?;
         }
         Ok(())
     }

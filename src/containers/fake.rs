@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use uuid::Uuid;
 
-use super::{Containers, ContainersError, Data, DataFound, Disk, Owned, OwnedVolume, VolumeBound};
+use super::{Containers, ContainersError, DataFound, Disk, Owned, OwnedVolume, Reading, VolumeBound};
+use crate::archive::tree::Found;
+use crate::archive::{Archives, FORMAT};
 use crate::failpoint::{Boundary, Faults};
 use crate::haproxy::{HaproxyError, Moment, Proxy, Publication, Route, RouteChange, Routes, Standing, Usage};
 use crate::instance::Instance;
@@ -47,6 +49,8 @@ pub struct FakeVolume {
     pub generation: i64,
     /// How often a container was started on it: what its users wrote.
     pub written: u32,
+    /// Whether it is being filled, or was when somebody ended that.
+    pub unfinished: bool,
 }
 
 /// Everything there is.
@@ -198,6 +202,7 @@ impl Containers for FakeWorld {
             instance: instance.id,
             generation: instance.generation,
             written: 0,
+            unfinished: false,
         });
         Ok(DataFound(volume.generation < instance.generation))
     }
@@ -275,45 +280,64 @@ impl Containers for FakeWorld {
         Ok(())
     }
 
-    async fn read_data(&self, instance: &Instance) -> Result<Data, ContainersError> {
+    async fn read_data(&self, instance: &Instance) -> Result<Reading, ContainersError> {
         tokio::task::yield_now().await;
         let state = self.engine()?;
-        let container = state.containers.get(instance.container.as_str());
-        let container = container.ok_or_else(|| ContainersError::NoSuchContainer(instance.container.to_string()))?;
-        let volume = container.volume.as_ref().and_then(|volume| state.volumes.get(volume));
-        let volume = volume.ok_or_else(|| ContainersError::Refused("no such volume".to_owned()))?;
-        let tar = Bytes::from(tar_of(volume.written));
-        Ok(futures_util::stream::iter([Ok(tar)]).boxed())
+        let volume = state.volumes.get(&instance.volume());
+        let written = volume.ok_or_else(|| ContainersError::Refused("no such volume".to_owned()))?.written;
+        drop(state);
+        let tar = futures_util::stream::iter([Ok(Bytes::from(tar_of(written)))]).boxed();
+        let again = self.clone();
+        let instance = instance.clone();
+        Ok(Reading { tar, again: async move { again.look_at_data(&instance, FORMAT).await }.boxed() })
     }
 
     async fn write_data(
         &self,
         instance: &Instance,
+        format: u32,
         mut data: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> Result<(), ContainersError> {
-        let mut tar = Vec::new();
-        while let Some(bytes) = data.next().await {
-            tar.extend_from_slice(&bytes.map_err(|error| ContainersError::Refused(error.to_string()))?);
-        }
-        let written = written_in(&tar).ok_or_else(|| ContainersError::Refused("no tar".to_owned()))?;
+    ) -> Result<Found, ContainersError> {
         if self.has_volume(&instance.volume()).await? {
             self.state().spoiled.push(format!("{} was written over", instance.volume()));
         }
         self.prepare_data(instance).await?;
-        self.create(instance).await?;
         if let Some(volume) = self.engine()?.volumes.get_mut(&instance.volume()) {
-            volume.written = written;
+            volume.unfinished = true;
         }
-        Ok(())
+        self.faults.hit(Boundary::DataRestored).await;
+        let mut tar = Vec::new();
+        while let Some(bytes) = data.next().await {
+            tar.extend_from_slice(&bytes.map_err(|error| ContainersError::Refused(error.to_string()))?);
+        }
+        let written = written_in(&tar).ok_or_else(|| ContainersError::Unfit("no tar".to_owned()))?;
+        if let Some(volume) = self.engine()?.volumes.get_mut(&instance.volume()) {
+            (volume.written, volume.unfinished) = (written, false);
+        }
+        self.look_at_data(instance, format).await
     }
 
-    async fn remove_volumes(&self, instance: Uuid, keep: Option<&str>) -> Result<(), ContainersError> {
-        let names: Vec<String> = {
-            let state = self.engine()?;
-            let of = state.volumes.iter().filter(|(_, volume)| volume.instance == instance);
-            of.map(|(name, _)| name.clone()).filter(|name| Some(name.as_str()) != keep).collect()
-        };
-        for name in names {
+    async fn look_at_data(&self, instance: &Instance, _: u32) -> Result<Found, ContainersError> {
+        tokio::task::yield_now().await;
+        let volume = self.engine()?.volumes.get(&instance.volume()).cloned();
+        let volume = volume.ok_or_else(|| ContainersError::Refused("no such volume".to_owned()))?;
+        let tar = futures_util::stream::iter([Ok::<_, ContainersError>(Bytes::from(tar_of(volume.written)))]);
+        let digest = Archives::digest(tar).await.map_err(|error| ContainersError::Refused(error.to_string()))?;
+        Ok(Found { digest, unfinished: volume.unfinished })
+    }
+
+    async fn sweep_helpers(&self) -> Result<(), ContainersError> {
+        self.engine().map(|_| ())
+    }
+
+    async fn volumes_of(&self, instance: Uuid) -> Result<Vec<String>, ContainersError> {
+        let state = self.engine()?;
+        let of = state.volumes.iter().filter(|(_, volume)| volume.instance == instance);
+        Ok(of.map(|(name, _)| name.clone()).collect())
+    }
+
+    async fn remove_volumes(&self, instance: Uuid) -> Result<(), ContainersError> {
+        for name in self.volumes_of(instance).await? {
             self.remove_volume(&name).await?;
         }
         Ok(())

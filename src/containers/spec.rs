@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, NetworkCreateRequest, PortBinding,
-    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, MountVolumeOptions, NetworkCreateRequest,
+    PortBinding, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
 };
 use uuid::Uuid;
 
-use super::{LABEL_GENERATION, LABEL_INSTALLATION, LABEL_INSTANCE, LABEL_SPEC, LABEL_VOLUME};
+use super::docker::{HelperImage, Work};
+use super::{LABEL_GENERATION, LABEL_HELPER, LABEL_INSTALLATION, LABEL_INSTANCE, LABEL_SPEC, LABEL_VOLUME};
 use crate::credentials::InstanceKey;
 use crate::instance::Instance;
 use crate::instance::spec::{Egress, Spec};
@@ -149,6 +150,9 @@ pub(super) fn container(
             target: Some(DATA.to_owned()),
             source: Some(instance.volume()),
             typ: Some(MountType::VOLUME),
+            // What is in it, or was put back, has its own root: the engine would give it the image's.
+            volume_options: (instance.returning() || instance.restored)
+                .then(|| MountVolumeOptions { no_copy: Some(true), ..MountVolumeOptions::default() }),
             ..Mount::default()
         }]),
         ..HostConfig::default()
@@ -163,6 +167,71 @@ pub(super) fn container(
             format!("HAAS_ADMIN_SESSION_SALT={}", admin.session_salt),
         ]),
         labels: Some(labels),
+        host_config: Some(host),
+        ..ContainerCreateBody::default()
+    }
+}
+
+/// Where a helper has the volume.
+const VOLUME: &str = "/volume";
+/// What a helper's lists of names may take, and the kernel's cache of the files that it writes.
+const HELPER_MEMORY: i64 = 512 * MIB;
+/// To read any inode, and to see all of its attributes (capabilities(7)).
+const READING: [&str; 2] = ["DAC_READ_SEARCH", "SYS_ADMIN"];
+/// And to make any.
+const WRITING: [&str; 8] =
+    ["CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SYS_ADMIN"];
+
+/// A container in which this program works on a volume; see docker/helper.rs.
+pub(super) fn helper(
+    instance: Uuid,
+    installation: Uuid,
+    volume: &str,
+    image: &HelperImage,
+    work: Work,
+    format: u32,
+) -> ContainerCreateBody {
+    let writes = work == Work::Write;
+    let capabilities = if writes { WRITING.as_slice() } else { &READING };
+    let host = HostConfig {
+        auto_remove: Some(true),
+        network_mode: Some("none".to_owned()),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: Some(capabilities.iter().map(|&name| name.to_owned()).collect()),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        readonly_rootfs: Some(true),
+        memory: Some(HELPER_MEMORY),
+        memory_swap: Some(HELPER_MEMORY),
+        cpu_shares: Some(CPU_SHARES),
+        pids_limit: Some(64),
+        oom_score_adj: Some(OOM_SCORE_ADJ),
+        // The data goes by standard output, and is nobody's log.
+        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        ipc_mode: Some("none".to_owned()),
+        mounts: Some(vec![Mount {
+            target: Some(VOLUME.to_owned()),
+            source: Some(volume.to_owned()),
+            typ: Some(MountType::VOLUME),
+            read_only: Some(!writes),
+            volume_options: Some(MountVolumeOptions { no_copy: Some(true), ..MountVolumeOptions::default() }),
+            ..Mount::default()
+        }]),
+        ..HostConfig::default()
+    };
+    ContainerCreateBody {
+        image: Some(image.name.clone()),
+        entrypoint: Some(image.entrypoint.clone()),
+        cmd: Some(["volume", work.word(), VOLUME, "--format", &format.to_string()].map(str::to_owned).to_vec()),
+        user: Some("0:0".to_owned()),
+        attach_stdin: Some(writes),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        open_stdin: Some(writes),
+        stdin_once: Some(true),
+        labels: Some(HashMap::from([
+            (LABEL_INSTALLATION.to_owned(), installation.to_string()),
+            (LABEL_HELPER.to_owned(), instance.to_string()),
+        ])),
         host_config: Some(host),
         ..ContainerCreateBody::default()
     }

@@ -124,6 +124,37 @@ impl Manifest {
         .await
     }
 
+    /// Has what failed, and rests before it is tried again, tried at once: somebody has done something
+    /// about it. The row as it stands then.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when Postgres can't be asked.
+    pub async fn try_again(&self, instance: &Instance) -> Result<Instance, ManifestError> {
+        self.run(async move |conn| {
+            conn.transaction::<_, ManifestError, _>(async move |conn| {
+                let waiting = instances::phase.eq_any([Phase::Failed.as_str(), Phase::Archiving.as_str()]);
+                let changed = diesel::update(instances::table.find(instance.id))
+                    .filter(waiting)
+                    .filter(instances::next_attempt_at.gt(diesel::dsl::now))
+                    .set((instances::next_attempt_at.eq(None::<DateTime<Utc>>), instances::attempts.eq(0)))
+                    .returning(InstanceRow::as_returning())
+                    .get_result::<InstanceRow>(conn)
+                    .await
+                    .optional()?;
+                let Some(row) = changed else { return Ok(instance.clone()) };
+                // What is wanted has not changed: nothing else nudges whoever acts.
+                diesel::sql_query("SELECT pg_notify('haas', 'intent ' || $1::text)")
+                    .bind::<SqlUuid, _>(row.id)
+                    .execute(conn)
+                    .await?;
+                events::append(conn, &self.cause, row.id, "tried again", json!({ "phase": row.phase })).await?;
+                row.try_into()
+            })
+            .await
+        })
+        .await
+    }
+
     /// Writes that a deleted instance should run again, with its data; one that was not deleted is
     /// left as it is. `None` if there is none.
     ///

@@ -11,9 +11,9 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::World;
 use super::awake::Room;
 use super::publish::{Published, route};
+use super::{Settings, World};
 use crate::containers::{Containers, ContainersError, DataFound};
 use crate::failpoint::Boundary;
 use crate::haproxy::{Proxy, RouteChange};
@@ -38,6 +38,9 @@ const DRAIN_POLL: Duration = Duration::from_millis(100);
 const UNSEEN_MOST: u32 = 3;
 const ALL_BUSY: &str = "all that are awake are busy";
 
+/// What waiting alone does not mend rests so many times `backoff_max`: who has mended it need not say so.
+const LASTING_RESTS: u32 = 24;
+
 /// Why an instance was left before it was settled.
 #[derive(Debug)]
 enum Halt {
@@ -46,9 +49,37 @@ enum Halt {
     /// The row was changed meanwhile; the next pass sees how.
     Stale,
     /// The attempt failed.
-    Failed(String),
+    Failed(Failure),
     /// The step failed, and harms nobody: it is tried again later.
-    Postponed(String),
+    Postponed(Failure),
+}
+
+/// What went wrong.
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    /// Whether it will fail again, however long one waits.
+    lasts: bool,
+}
+
+impl Failure {
+    /// What may succeed the next time.
+    fn passing(why: impl Into<String>) -> Self {
+        Self { why: why.into(), lasts: false }
+    }
+
+    /// What fails until somebody has done something about it.
+    fn lasting(why: impl Into<String>) -> Self {
+        Self { why: why.into(), lasts: true }
+    }
+
+    /// How long it rests after so many failures.
+    fn rest(&self, attempts: i32, settings: &Settings) -> Duration {
+        if self.lasts {
+            return settings.backoff_max.saturating_mul(LASTING_RESTS);
+        }
+        backoff(attempts, settings.backoff_base, settings.backoff_max)
+    }
 }
 
 impl From<ManifestError> for Halt {
@@ -64,7 +95,8 @@ impl From<ContainersError> for Halt {
     fn from(error: ContainersError) -> Self {
         match error {
             ContainersError::Unreachable(_) => Self::Away(error.to_string()),
-            other => Self::Failed(other.to_string()),
+            ContainersError::Unfit(why) => Self::Failed(Failure::lasting(why)),
+            other => Self::Failed(Failure::passing(other.to_string())),
         }
     }
 }
@@ -98,14 +130,14 @@ pub(super) async fn drive<C: Containers, P: Proxy>(
                 log::warn!(instance:% = id; "{} left alone: {why}", instance.container);
                 return false;
             }
-            Err(Halt::Failed(why)) => {
-                let written = driver.fail(&instance, &why).await;
+            Err(Halt::Failed(failure)) => {
+                let written = driver.fail(&instance, &failure).await;
                 if let Ok(Some(row)) = world.manifest.get(id).await {
                     world.awake.note(&row);
                 }
                 return written;
             }
-            Err(Halt::Postponed(why)) => return driver.postpone(&instance, &why).await,
+            Err(Halt::Postponed(failure)) => return driver.postpone(&instance, &failure).await,
         }
     }
     log::warn!(instance:% = id; "left alone: it goes round in circles");
@@ -222,7 +254,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         // An engine whose disk is not mounted knows of no volume: an app that has lived must not
         // begin anew with an empty one.
         if instance.returning() && !containers.has_volume(&instance.volume()).await? {
-            return Err(Halt::Failed(format!("its volume {} is gone", instance.volume())));
+            return Err(Halt::Failed(Failure::passing(format!("its volume {} is gone", instance.volume()))));
         }
         let DataFound(found) = containers.prepare_data(instance).await?;
         // From before this life, not just from before the admin's last password.
@@ -251,7 +283,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
                 containers.remove(instance).await?;
                 let moved = match instance.phase {
                     Phase::Pending => manifest.move_port(instance).await,
-                    _ => return Err(Halt::Failed(ContainersError::PortOccupied(port).to_string())),
+                    _ => return Err(ContainersError::PortOccupied(port).into()),
                 };
                 return match moved {
                     Ok(moved) => {
@@ -259,7 +291,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
                         log::warn!(instance:% = instance.id; "something else on the host holds port {port}; taking {to}");
                         Ok(())
                     }
-                    Err(error @ ManifestError::NoFreePort) => Err(Halt::Failed(error.to_string())),
+                    Err(error @ ManifestError::NoFreePort) => Err(Halt::Failed(Failure::passing(error.to_string()))),
                     Err(error) => Err(error.into()),
                 };
             }
@@ -280,7 +312,8 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let mut looked = began;
         while !containers.answers(instance).await {
             if began.elapsed() >= settings.ready_timeout {
-                return Err(Halt::Failed(format!("its Hoodie did not answer within {:?}", settings.ready_timeout)));
+                let why = format!("its Hoodie did not answer within {:?}", settings.ready_timeout);
+                return Err(Halt::Failed(Failure::passing(why)));
             }
             if looked.elapsed() >= Duration::from_secs(1) {
                 looked = Instant::now();
@@ -396,9 +429,9 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     }
 
     /// Ends a step that is tried again later.
-    async fn postpone(&self, instance: &Instance, why: &str) -> bool {
-        let settings = &self.world.settings;
-        let rest = backoff(instance.attempts.saturating_add(1), settings.backoff_base, settings.backoff_max);
+    async fn postpone(&self, instance: &Instance, failure: &Failure) -> bool {
+        let rest = failure.rest(instance.attempts.saturating_add(1), &self.world.settings);
+        let why = &failure.why;
         let next = Utc::now() + chrono::Duration::from_std(rest).unwrap_or(chrono::Duration::MAX);
         log::error!(instance:% = instance.id; "{} stays {}: {why}; next attempt in {rest:?}", instance.container, instance.phase);
         match self.world.manifest.postpone(instance, why, next).await {
@@ -412,8 +445,9 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
 
     /// Ends an attempt: its last lines are kept, its container is not. Says whether the row was
     /// written, so that another look makes sense.
-    async fn fail(&self, instance: &Instance, why: &str) -> bool {
+    async fn fail(&self, instance: &Instance, failure: &Failure) -> bool {
         let World { manifest, containers, settings, .. } = self.world;
+        let why = failure.why.as_str();
         if !instance.phase.may_become(Phase::Failed) {
             log::error!(instance:% = instance.id; "{} is {} and stays so: {why}", instance.container, instance.phase);
             if instance.last_error.as_deref() != Some(why) {
@@ -425,9 +459,9 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let log = containers.last_log(instance).await.ok().filter(|log| !log.is_empty());
         // A foreign container is refused here, and stays; ours that won't go is found next time.
         drop(containers.remove(instance).await);
-        let rest = backoff(instance.attempts.saturating_add(1), settings.backoff_base, settings.backoff_max);
-        let next = Utc::now() + chrono::Duration::from_std(rest).unwrap_or(chrono::Duration::MAX);
         let attempt = instance.attempts.saturating_add(1);
+        let rest = failure.rest(attempt, settings);
+        let next = Utc::now() + chrono::Duration::from_std(rest).unwrap_or(chrono::Duration::MAX);
         log::error!(instance:% = instance.id, attempt; "{} failed: {why}; next attempt in {rest:?}", instance.container);
         match manifest.fail(instance, why, log, next).await {
             Ok(_) | Err(ManifestError::Stale) => true,

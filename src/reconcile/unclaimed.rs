@@ -124,6 +124,9 @@ impl<C: Containers, P: Proxy> World<C, P> {
     /// Takes down what nobody claims, and removes what nobody has claimed for the whole time of grace.
     pub(super) async fn sweep(self: Arc<Self>) {
         drop(self.archives.sweep(TEMPORARY_AGE).await);
+        if let Err(error) = self.containers.sweep_helpers().await {
+            log::debug!("helpers are not swept: {error}");
+        }
         let strays = match strays(&self.manifest, &self.archives, &self.containers).await {
             Ok(strays) => strays,
             Err(error) => return log::debug!("nothing is swept: {error}"),

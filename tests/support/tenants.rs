@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::DateTime;
 use futures_util::stream::BoxStream;
-use haas::containers::{Containers, ContainersError, Data, DataFound, Disk, Owned, OwnedVolume, VolumeBound};
+use haas::archive::tree::Found;
+use haas::containers::{Containers, ContainersError, DataFound, Disk, Owned, OwnedVolume, Reading, VolumeBound};
 use haas::instance::Instance;
 use haas::instance::plan::{Container, Seen, Status};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -93,19 +94,32 @@ impl Containers for Tenants {
         Ok(())
     }
 
-    async fn read_data(&self, _: &Instance) -> Result<Data, ContainersError> {
+    async fn read_data(&self, _: &Instance) -> Result<Reading, ContainersError> {
         Err(ContainersError::Refused("stubs have no data".to_owned()))
     }
 
     async fn write_data(
         &self,
         _: &Instance,
+        _: u32,
         _: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> Result<(), ContainersError> {
+    ) -> Result<Found, ContainersError> {
         Err(ContainersError::Refused("stubs have no data".to_owned()))
     }
 
-    async fn remove_volumes(&self, _: Uuid, _: Option<&str>) -> Result<(), ContainersError> {
+    async fn look_at_data(&self, _: &Instance, _: u32) -> Result<Found, ContainersError> {
+        Err(ContainersError::Refused("stubs have no data".to_owned()))
+    }
+
+    async fn sweep_helpers(&self) -> Result<(), ContainersError> {
+        Ok(())
+    }
+
+    async fn volumes_of(&self, _: Uuid) -> Result<Vec<String>, ContainersError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_volumes(&self, _: Uuid) -> Result<(), ContainersError> {
         Ok(())
     }
 

@@ -13,8 +13,8 @@ fn forge(entries: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_entry_type(*kind);
         header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
+        header.set_uid(1000);
+        header.set_gid(1000);
         header.set_mtime(0);
         header.set_size(content.len() as u64);
         header.set_cksum();
@@ -41,7 +41,7 @@ async fn refusal(bytes: &[u8]) -> String {
 async fn what_is_no_archive_is_refused() {
     use tar::EntryType::{Directory, GNULongName, Link, Regular, Symlink, XHeader};
     let good = serde_json::to_vec(&header()).unwrap();
-    let newer = String::from_utf8(good.clone()).unwrap().replace("\"format\":1", "\"format\":2");
+    let newer = String::from_utf8(good.clone()).unwrap().replace("\"format\":2", "\"format\":3");
     let first = ("haas.json", Regular, good.as_slice());
     let root = ("data/", Directory, &b""[..]);
     let wrong = ("haas-checksum.json", Regular, &br#"{"format":1,"digest":"00","entries":1,"bytes":0}"#[..]);
@@ -52,8 +52,8 @@ async fn what_is_no_archive_is_refused() {
         (Vec::new(), "cut short"),
         (forge(&[]), "empty"),
         (forge(&[root]), "does not begin with haas.json"),
-        (forge(&[("haas.json", Regular, newer.as_bytes())]), "its format is 2"),
-        (forge(&[("haas.json", Regular, b"{\"format\":1}")]), "missing field"),
+        (forge(&[("haas.json", Regular, newer.as_bytes())]), "its format is 3"),
+        (forge(&[("haas.json", Regular, b"{\"format\":2}")]), "missing field"),
         (forge(&[("haas.json", Regular, &long)]), "longer than 64 KiB"),
         (forge(&[first, root]), "does not end with haas-checksum.json"),
         (forge(&[first, wrong]), "no folder"),
@@ -82,7 +82,7 @@ async fn what_is_no_archive_is_refused() {
 #[tokio::test]
 async fn a_good_file_that_was_damaged_is_refused_or_just_as_good() {
     let folder = Folder::new();
-    let given = tar("data", &tree());
+    let given = tar("data", &tenants());
     let archive = folder.store(&given).await.unwrap();
     let good = fs::read(folder.archives.dir().join(&archive.file)).unwrap();
     let from = folder.outside("foreign");
@@ -93,7 +93,7 @@ async fn a_good_file_that_was_damaged_is_refused_or_just_as_good() {
         fs::write(&from, &bad).unwrap();
         // A few bits of what zstd writes make no difference: two ways to say the same.
         match folder.archives.import(&from, "foreign", |_| {}).await {
-            Ok((_, taken)) => assert_eq!(folder.data(&taken, "data").await.unwrap(), given, "at {place}"),
+            Ok((_, taken)) => assert_eq!(folder.data(&taken).await.unwrap(), given, "at {place}"),
             Err(error) => assert!(
                 matches!(error, ArchiveError::Corrupt { .. } | ArchiveError::Truncated { .. }),
                 "at {place}: {error}"

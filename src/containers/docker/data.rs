@@ -1,58 +1,20 @@
-//! Volumes: their files in and out, and what becomes of them. Everything goes through the engine,
-//! which may run on another machine.
+//! Volumes, and what becomes of them. Everything goes through the engine, which may run on another
+//! machine; their files go in and out by the [helper](super::helper).
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bollard::query_parameters::{
-    DownloadFromContainerOptions, ListVolumesOptions, RemoveVolumeOptions, UploadToContainerOptions,
-};
-use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use bollard::query_parameters::{ListVolumesOptions, RemoveVolumeOptions};
 
-use super::{
-    Containers, ContainersError, Data, Docker, LABEL_INSTALLATION, LABEL_INSTANCE, OwnedVolume, classify, spec, status,
-};
-use crate::instance::Instance;
-use crate::instance::plan::Seen;
+use super::{ContainersError, Docker, LABEL_INSTALLATION, LABEL_INSTANCE, OwnedVolume, classify, status};
 
 /// A volume's files may take long: the time limit of other calls is not for them.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 impl Docker {
-    async fn transfers(&self) -> Result<bollard::Docker, ContainersError> {
+    pub(super) async fn transfers(&self) -> Result<bollard::Docker, ContainersError> {
         Ok(self.client().await?.clone().with_timeout(TRANSFER_TIMEOUT))
-    }
-
-    /// The container with the instance's own data: a tombstone's name may be another one's by now.
-    async fn own_id(&self, instance: &Instance) -> Result<String, ContainersError> {
-        let gone = || ContainersError::NoSuchContainer(instance.container.to_string());
-        let Seen::Ours(container) = self.inspect(instance).await? else { return Err(gone()) };
-        if container.generation < 0 || !container.has_data_of(instance) {
-            return Err(gone());
-        }
-        self.own(instance).await?.and_then(|found| found.id).ok_or_else(gone)
-    }
-
-    pub(super) async fn read_files(&self, instance: &Instance) -> Result<Data, ContainersError> {
-        let id = self.own_id(instance).await?;
-        // With the dot: its contents, not the folder itself.
-        let options = DownloadFromContainerOptions { path: format!("{}/.", spec::DATA) };
-        let files = self.transfers().await?.download_from_container(&id, Some(options));
-        Ok(files.map(|bytes| bytes.map_err(classify)).boxed())
-    }
-
-    pub(super) async fn write_files(
-        &self,
-        instance: &Instance,
-        data: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> Result<(), ContainersError> {
-        let id = self.own_id(instance).await?;
-        let options = UploadToContainerOptions { path: spec::DATA.to_owned(), ..UploadToContainerOptions::default() };
-        let body = bollard::body_try_stream(data);
-        self.transfers().await?.upload_to_container(&id, Some(options), body).await.map_err(classify)
     }
 
     /// All of a label, or those that no container has.

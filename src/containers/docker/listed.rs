@@ -3,7 +3,7 @@
 use bollard::models::ContainerSummary;
 use chrono::{DateTime, Utc};
 
-use super::{LABEL_GENERATION, LABEL_INSTANCE, LABEL_SPEC, LABEL_VOLUME, NO_GENERATION, Owned};
+use super::{LABEL_GENERATION, LABEL_HELPER, LABEL_INSTANCE, LABEL_SPEC, LABEL_VOLUME, NO_GENERATION, Owned};
 use crate::instance::plan::{Container, Status};
 
 /// The engine's word for a container's state.
@@ -17,8 +17,18 @@ pub(super) fn container_status(word: &str) -> Status {
     }
 }
 
+/// Whether it is no tenant's, but works on one's volume.
+pub(super) fn is_helper(summary: &ContainerSummary) -> bool {
+    summary.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_HELPER))
+}
+
+/// The tenants' containers of a listing.
+pub(super) fn tenants(listed: Vec<ContainerSummary>) -> impl Iterator<Item = Owned> {
+    listed.into_iter().filter(|summary| !is_helper(summary)).filter_map(owned)
+}
+
 /// A container as the engine's listing has it; none of what has no name.
-pub(super) fn owned(summary: ContainerSummary) -> Option<Owned> {
+fn owned(summary: ContainerSummary) -> Option<Owned> {
     let labels = summary.labels.unwrap_or_default();
     let port = summary.ports.unwrap_or_default().iter().find_map(|port| port.public_port);
     Some(Owned {

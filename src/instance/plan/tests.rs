@@ -424,6 +424,7 @@ fn archive() -> Archive {
         bytes: 0,
         digest: String::new(),
         made_at: DateTime::UNIX_EPOCH,
+        format: crate::archive::FORMAT,
     }
 }
 

@@ -6,35 +6,39 @@
 //! whatever ends in between leaves the data where the row says, and at worst a copy of it that
 //! nobody claims: such a copy has its time of grace, since nobody knows what it may be good for.
 
-use futures_util::StreamExt;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use uuid::Uuid;
 
-use super::{Driver, Halt, World};
-use crate::archive::{ArchiveError, Archives, Header};
-use crate::containers::{Containers, ContainersError};
+use super::{Driver, Failure, Halt, World};
+use crate::archive::{Archive, ArchiveError, Header};
+use crate::containers::{Containers, ContainersError, Data, Reading};
 use crate::failpoint::Boundary;
 use crate::haproxy::Proxy;
 use crate::instance::plan::Seen;
-use crate::instance::{Instance, Phase};
+use crate::instance::{Instance, Phase, volume_serial};
 
 impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     /// Writes what the volume has into an archive. Its container stands still.
     pub(super) async fn archive(&self, instance: &Instance) -> Result<(), Halt> {
         let World { manifest, containers, archives, faults, .. } = self.world;
-        let postponed = |error: &dyn std::fmt::Display| Halt::Postponed(error.to_string());
-        self.container_to_read(instance).await.map_err(|error| postponed(&error))?;
+        self.volume_to_read(instance).await.map_err(postponed)?;
         // A name that no archive ever had: what was once unclaimed is never taken for this one.
         let once = Uuid::new_v4().simple().to_string();
         let name = format!("{}-{}-{}", instance.container, instance.id.simple(), &once[..8]);
-        let data = containers.read_data(instance).await.map_err(|error| postponed(&error))?;
-        let stored = archives.store(&name, &Header::of(instance), data).await.map_err(|error| postponed(&error))?;
-        // Once more from the volume: what was read while somebody wrote is no copy of anything.
-        let again = containers.read_data(instance).await.map_err(|error| postponed(&error))?;
-        let again = Archives::digest(again).await.map_err(|error| postponed(&error))?;
+        let Reading { tar, again } = containers.read_data(instance).await.map_err(postponed)?;
+        // What the volume's reader can't keep is told in its own words.
+        let (tar, unfit) = told_apart(tar);
+        let stored = archives.store(&name, &Header::of(instance), tar).await;
+        let stored = stored.map_err(|error| unfit.take().unwrap_or_else(|| Halt::Postponed(error.into())))?;
+        // Once more from the disk: what was read while somebody wrote is no copy of anything.
+        let unchanged = again.await.is_ok_and(|found| found.digest == stored.digest);
         let runs = matches!(containers.inspect(instance).await?, Seen::Ours(container) if container.is_up());
-        if runs || again != stored.digest {
+        if runs || !unchanged {
             drop(archives.remove(&stored.file).await);
-            return Err(Halt::Postponed("its data has changed while it was archived".to_owned()));
+            return Err(Halt::Postponed(Failure::passing("its data has changed while it was archived")));
         }
         faults.hit(Boundary::ArchiveWritten).await;
         manifest.archived(instance, &stored).await?;
@@ -43,24 +47,24 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         Ok(())
     }
 
-    /// A container through which the engine shows the volume; it is never started.
-    async fn container_to_read(&self, instance: &Instance) -> Result<(), ContainersError> {
+    /// The volume has to be there: to make an empty one, and archive that, would be to lose the data.
+    async fn volume_to_read(&self, instance: &Instance) -> Result<(), ContainersError> {
         let containers = &self.world.containers;
-        match containers.inspect(instance).await? {
-            Seen::Ours(container) if container.has_data_of(instance) => return Ok(()),
-            Seen::Ours(_) => containers.remove(instance).await?,
-            Seen::Absent => {}
-            Seen::Foreign => return Err(ContainersError::NameHeld(instance.container.to_string())),
-        }
-        // One that was laid to rest before it ever ran has no data yet.
-        if instance.generation == 1 && !instance.returning() {
+        // One that was laid to rest before it ever ran has no data yet. The engine gives a volume its
+        // root with its first container.
+        if instance.generation == 1 && !instance.returning() && instance.archive.is_none() {
             containers.prepare_data(instance).await?;
+            match containers.inspect(instance).await? {
+                Seen::Ours(container) if container.has_data_of(instance) => {}
+                Seen::Ours(_) => containers.remove(instance).await?,
+                Seen::Absent => containers.create(instance).await?,
+                Seen::Foreign => return Err(ContainersError::NameHeld(instance.container.to_string())),
+            }
         }
-        // To make an empty one, and archive that, would be to lose the data.
-        if !containers.has_volume(&instance.volume()).await? {
-            return Err(ContainersError::Refused(format!("its volume {} is gone", instance.volume())));
+        if containers.has_volume(&instance.volume()).await? {
+            return Ok(());
         }
-        containers.create(instance).await
+        Err(ContainersError::Refused(format!("its volume {} is gone", instance.volume())))
     }
 
     /// Removes the volumes, since the archive has the data: which is looked at once more.
@@ -72,37 +76,73 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
                 // Nothing is lost: the volume has it still.
                 manifest.archive_lost(instance).await?;
             }
-            return Err(Halt::Postponed(error.to_string()));
+            return Err(Halt::Postponed(error.into()));
         }
-        containers.remove_volumes(instance.id, None).await?;
+        containers.remove_volumes(instance.id).await?;
         faults.hit(Boundary::VolumesFreed).await;
         manifest.advance(instance, Phase::Archived, instance.attempts).await?;
         log::info!(instance:% = instance.id; "{} is archived", instance.container);
         Ok(())
     }
 
-    /// Writes what the archive has into a new volume, with a container on it. A volume that is
-    /// there is never written to.
+    /// Writes what the archive has into a new volume. One that is there is never written to.
     pub(super) async fn unarchive(&self, instance: &Instance) -> Result<(), Halt> {
         let World { manifest, containers, archives, faults, .. } = self.world;
         let Some(archive) = &instance.archive else { return Ok(()) };
         archives.verify(archive).await?;
-        let mut next = Instance { volume_serial: instance.volume_serial + 1, archive: None, ..instance.clone() };
-        while containers.has_volume(&next.volume()).await? {
-            next.volume_serial += 1;
-        }
-        let data = archives.data(archive, ".");
-        containers.write_data(&next, data.boxed()).await?;
-        let restored = Archives::digest(containers.read_data(&next).await?).await?;
-        if restored != archive.digest {
-            return Err(Halt::Failed(format!("what was restored from {} is not what was archived", archive.file)));
-        }
+        let at = |serial| Instance { volume_serial: serial, archive: None, ..instance.clone() };
+        let next = if let Some(serial) = self.restored_before(instance, archive).await? {
+            at(serial)
+        } else {
+            let mut next = at(instance.volume_serial + 1);
+            while containers.has_volume(&next.volume()).await? {
+                next.volume_serial += 1;
+            }
+            if let Err(halt) = self.fill(&next, archive).await {
+                // It was made by this attempt, and is nobody's.
+                if let Err(error) = containers.remove_volume(&next.volume()).await {
+                    log::warn!(instance:% = instance.id; "{} is half filled, and left: {error}", next.volume());
+                }
+                return Err(halt);
+            }
+            next
+        };
         faults.hit(Boundary::DataRestored).await;
-        // The file stays for its time of grace: what the engine wrote may not have reached the disk.
+        // The file stays for its time of grace.
         manifest.unarchived(instance, &next).await?;
         faults.hit(Boundary::RestoreRecorded).await;
         log::info!(instance:% = instance.id; "{}: its data is back from {}", instance.container, archive.file);
         Ok(())
+    }
+
+    async fn fill(&self, next: &Instance, archive: &Archive) -> Result<(), Halt> {
+        let World { containers, archives, .. } = self.world;
+        let found = containers.write_data(next, archive.format, archives.data(archive).boxed()).await?;
+        if found.unfinished || found.digest != archive.digest {
+            let why = format!("what was restored from {} is not what was archived", archive.file);
+            return Err(Halt::Failed(Failure::lasting(why)));
+        }
+        Ok(())
+    }
+
+    /// What attempts before have left, whose process was ended: a volume that is whole, to be used, by
+    /// its number. Those that were begun and not finished are removed, and others are not touched: they
+    /// have been in use, and the manifest may have forgotten that.
+    async fn restored_before(&self, instance: &Instance, archive: &Archive) -> Result<Option<i32>, Halt> {
+        let containers = &self.world.containers;
+        let names = containers.volumes_of(instance.id).await?;
+        let serials = names.iter().filter_map(|name| volume_serial(instance.id, name));
+        let mut whole = None;
+        for serial in serials.filter(|serial| *serial > instance.volume_serial) {
+            let left = Instance { volume_serial: serial, ..instance.clone() };
+            let found = containers.look_at_data(&left, archive.format).await?;
+            if found.unfinished || (found.digest == archive.digest && whole.is_some()) {
+                containers.remove_volume(&left.volume()).await?;
+            } else if found.digest == archive.digest {
+                whole = Some(serial);
+            }
+        }
+        Ok(whole)
     }
 
     /// Removes all that there is of an instance, and then its row.
@@ -112,7 +152,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         if matches!(containers.inspect(instance).await?, Seen::Ours(container) if container.generation >= 0) {
             containers.remove(instance).await?;
         }
-        containers.remove_volumes(instance.id, None).await?;
+        containers.remove_volumes(instance.id).await?;
         // Copies that nobody claims are its data, too.
         for stored in archives.list().await?.iter().filter(|stored| archive_of(&stored.file) == Some(instance.id)) {
             archives.remove(&stored.file).await?;
@@ -129,8 +169,50 @@ pub(in crate::reconcile) fn archive_of(file: &str) -> Option<Uuid> {
     file.split('.').next()?.rsplit('-').nth(1)?.parse().ok()
 }
 
+/// What a failure of the engine means to a step that harms nobody.
+fn postponed(error: ContainersError) -> Halt {
+    match Halt::from(error) {
+        Halt::Failed(failure) => Halt::Postponed(failure),
+        other => other,
+    }
+}
+
+/// The error that a stream has ended with.
+struct Ended(Arc<Mutex<Option<ContainersError>>>);
+
+impl Ended {
+    fn take(&self) -> Option<Halt> {
+        self.0.lock().ok()?.take().map(postponed)
+    }
+}
+
+/// A stream whose error is kept as it is, beside the words that the archive makes of it.
+fn told_apart(tar: Data) -> (impl Stream<Item = Result<Bytes, String>> + Send, Ended) {
+    let ended = Arc::new(Mutex::new(None));
+    let keep = Arc::clone(&ended);
+    let told = tar.map(move |piece| {
+        piece.map_err(|error| {
+            let words = error.to_string();
+            if let Ok(mut kept) = keep.lock() {
+                *kept = Some(error);
+            }
+            words
+        })
+    });
+    (told, Ended(ended))
+}
+
+impl From<ArchiveError> for Failure {
+    fn from(error: ArchiveError) -> Self {
+        match error {
+            ArchiveError::Io { .. } | ArchiveError::Engine(_) => Self::passing(error.to_string()),
+            other => Self::lasting(other.to_string()),
+        }
+    }
+}
+
 impl From<ArchiveError> for Halt {
     fn from(error: ArchiveError) -> Self {
-        Self::Failed(error.to_string())
+        Self::Failed(error.into())
     }
 }
