@@ -17,9 +17,8 @@
 //! nanosecond, extended attributes. Format 1 had folders, files and links alone.
 //!
 //! Three checks, since each sees what the others can't: zstd's own checksum, the SHA-256 of the
-//! whole file that the manifest keeps, and the *digest*: a hash of the tree itself, which stays
-//! the same in whatever order the engine lists it and whenever it was written. It is what a
-//! restored volume is compared by.
+//! whole file that the manifest keeps, and the *digest*: a hash of the tree itself, whenever and
+//! wherever it was written. It is what a restored volume is compared by.
 //!
 //! No file has its name before it is whole: written beside its place, synced, read back and
 //! verified, renamed, the folder synced. Whatever ends that early (a full disk, a kill, a stream
@@ -64,6 +63,8 @@ const SUFFIX: &str = ".tar.zst";
 const NAME_MAX: usize = 240;
 /// How messages call a tar stream that comes from outside.
 const STREAM: &str = "the engine's stream";
+/// And a tree on the disk.
+const VOLUME: &str = "the volume";
 
 /// Why data could not be kept, or given back.
 #[derive(Debug, Error)]
@@ -100,6 +101,9 @@ pub enum ArchiveError {
         /// What is wrong with it.
         why: String,
     },
+    /// The folder that a tree was to be put into holds something already.
+    #[error("the volume holds {0} already")]
+    Occupied(String),
     /// The stream itself says that it failed.
     #[error("reading the data: {0}")]
     Engine(String),
@@ -109,6 +113,19 @@ pub enum ArchiveError {
     /// A name that could lead out of the folder, or is too long.
     #[error("{0:?} is no plain file name")]
     BadName(String),
+}
+
+impl ArchiveError {
+    /// Whether it may work out the next time, without anybody doing anything about it.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::Engine(_) | Self::Occupied(_) => true,
+            // What comes from an engine or a disk that is in trouble, or from files that are written to.
+            Self::Truncated { file, .. } => file == STREAM || file == VOLUME,
+            Self::Corrupt { .. } | Self::Unfit { .. } | Self::Exists(_) | Self::BadName(_) => false,
+        }
+    }
 }
 
 /// A tenant's data in one file: what the manifest keeps of it.
@@ -245,7 +262,7 @@ impl Archives {
     /// turns out to be damaged: to unpack nothing then, call [`Archives::verify`] before.
     pub fn data(&self, archive: &Archive) -> impl Stream<Item = Result<Bytes, io::Error>> + Send + use<> {
         let (path, archive) = (self.path(&archive.file), archive.clone());
-        channel::drain(move |to| format::unwrap(&path?, &archive, format::ROOT, to))
+        channel::drain(move |to| format::unwrap(&path?, &archive, to))
     }
 
     /// The digest of a tree, of which nothing is kept. The stream is one as for [`Archives::store`].

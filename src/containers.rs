@@ -25,7 +25,7 @@ use crate::instance::Instance;
 use crate::instance::plan::{Container, Seen};
 
 pub use disk::Disk;
-pub use docker::{Docker, DockerSettings, Report, bridge};
+pub use docker::{Docker, DockerSettings, Report, Work, bridge};
 pub use spec::bridge_name;
 
 /// The label with the installation's id. What doesn't carry ours is never touched.
@@ -66,6 +66,9 @@ pub enum ContainersError {
     /// Something else on the host listens on the port.
     #[error("something else on the host holds port {0}")]
     PortOccupied(u16),
+    /// The volume that was to be filled holds something already.
+    #[error("{0}")]
+    Occupied(String),
     /// Something in a volume can't be kept, or can't be put into one, however often it is tried.
     #[error("{0}")]
     Unfit(String),
@@ -119,7 +122,7 @@ pub struct Reading {
     /// All of them. Ends with an error where it is not all.
     pub tar: Data,
     /// What the volume held afterwards; to be asked once the tar has come to its end.
-    pub again: BoxFuture<'static, Result<Found, ContainersError>>,
+    pub second_look: BoxFuture<'static, Result<Found, ContainersError>>,
 }
 
 /// Whether an instance's volume is from an earlier life of it.
@@ -170,6 +173,9 @@ pub trait Containers: Send + Sync + 'static {
 
     /// Removes what readers and writers of volumes have left behind, when their server has ended.
     fn sweep_helpers(&self) -> impl Future<Output = Result<(), ContainersError>> + Send;
+
+    /// Ends whoever reads or writes an instance's volumes: whoever calls this is the only one who should.
+    fn end_helpers(&self, instance: Uuid) -> impl Future<Output = Result<(), ContainersError>> + Send;
 
     /// The names of all volumes that were made for an instance.
     fn volumes_of(&self, instance: Uuid) -> impl Future<Output = Result<Vec<String>, ContainersError>> + Send;

@@ -319,6 +319,12 @@ impl Instance {
         self.ready_at.is_some()
     }
 
+    /// Whether its volume has data of it: it has run on it, or was brought back into it from an archive.
+    #[must_use]
+    pub fn expects_data(&self) -> bool {
+        self.returning() || self.volume_serial > 0
+    }
+
     /// The Docker volume with its data. Named after the id alone: a name that another user
     /// comes to hold later never leads to this data.
     #[must_use]

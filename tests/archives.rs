@@ -186,11 +186,13 @@ async fn a_server_that_is_killed_while_it_restores_leaves_no_half_volume_and_no_
     haas.haas(&["wake", &haas.user("alice"), "notes", "--no-wait"]).await;
     let helper = eventually("it is restored", LIMIT, || async { helpers(&haas).await.pop() }).await;
     // What works as root has the volume, and nothing else.
+    let profile = docker(&["inspect", "-f", "{{json .HostConfig.SecurityOpt}}", &helper]).await;
+    assert!(profile.contains("no-new-privileges") && profile.contains("open_by_handle_at"), "{profile}");
     let format = "{{.HostConfig.NetworkMode}} {{.HostConfig.Privileged}} {{.HostConfig.ReadonlyRootfs}} \
                   {{.HostConfig.CapDrop}} {{.HostConfig.PidMode}}{{.HostConfig.Binds}} {{len .Mounts}} \
-                  {{range .Mounts}}{{.Type}} {{.Destination}}{{end}} {{.HostConfig.SecurityOpt}} {{.HostConfig.Devices}}";
+                  {{range .Mounts}}{{.Type}} {{.Destination}}{{end}} {{.HostConfig.Devices}}";
     let inspected = docker(&["inspect", "-f", format, &helper]).await;
-    assert_eq!(inspected, "none false true [ALL] [] 1 volume /volume [no-new-privileges] []");
+    assert_eq!(inspected, "none false true [ALL] [] 1 volume /volume []");
     haas.kill();
     assert_eq!(volumes(&haas).await.len(), 1, "a part of it");
     haas.start().await;
@@ -198,6 +200,77 @@ async fn a_server_that_is_killed_while_it_restores_leaves_no_half_volume_and_no_
     assert!(hoodie.knows("carol").await);
     assert_eq!(volumes(&haas).await.len(), 1);
     assert!(helpers(&haas).await.is_empty());
+}
+
+/// As after a restore of the manifest from a backup that is older than the last restore of the data.
+#[tokio::test]
+async fn a_newer_volume_that_the_manifest_has_forgotten_is_left_by_every_move() {
+    let haas = Installation::up().await;
+    let hoodie = haas.provision("alice", "notes").await;
+    hoodie.sign_up("carol").await;
+    haas.order("archive", "alice", "notes").await;
+    let label = format!("haas.installation={}", haas.sql("SELECT id FROM installation").await);
+    let id = haas.instance("alice", "notes").await["id"].as_str().unwrap().to_owned();
+    let newer = format!("haas-{}-1", id.replace('-', ""));
+    docker(&["volume", "create", "--label", &label, "--label", &format!("haas.instance={id}"), &newer]).await;
+    let root = docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", &newer]).await;
+    std::fs::write(std::path::Path::new(&root).join("written since"), "not lost").unwrap();
+    std::os::unix::fs::chown(&root, Some(1000), Some(1000)).unwrap();
+    for _ in 0..2 {
+        assert!(hoodie.knows("carol").await);
+        haas.order("archive", "alice", "notes").await;
+        assert_eq!(volumes(&haas).await, [newer.as_str()], "one that it was restored into is freed, this one is not");
+    }
+    let kept = std::fs::read_to_string(std::path::Path::new(&root).join("written since")).unwrap();
+    assert_eq!(kept, "not lost");
+}
+
+/// What an earlier attempt has filled and not written down is used, and not filled once more.
+#[tokio::test]
+async fn a_volume_that_was_filled_and_not_written_down_is_used() {
+    let mut haas = Installation::prepared("");
+    haas.set_environment("HAAS_FAILPOINT", "DataRestored");
+    haas.start().await;
+    let hoodie = haas.provision("alice", "notes").await;
+    hoodie.sign_up("carol").await;
+    haas.order("archive", "alice", "notes").await;
+    haas.haas(&["wake", &haas.user("alice"), "notes", "--no-wait"]).await;
+    haas.ended().await;
+    let filled = volumes(&haas).await;
+    assert_eq!(filled.len(), 1);
+    let made = docker(&["volume", "inspect", "-f", "{{.CreatedAt}}", &filled[0]]).await;
+    haas.clear_environment();
+    haas.start().await;
+    haas.running_again("alice", "notes", LIMIT).await;
+    assert!(hoodie.knows("carol").await);
+    assert_eq!(volumes(&haas).await, filled);
+    assert_eq!(docker(&["volume", "inspect", "-f", "{{.CreatedAt}}", &filled[0]]).await, made);
+}
+
+/// The helper's own words are what is told, also when it ends before it has taken all.
+#[tokio::test]
+async fn a_restore_that_the_disk_has_no_room_for_says_so_and_leaves_nothing() {
+    let haas = Installation::up_with("[reconcile]\nbackoff_base = \"500ms\"\nbackoff_max = \"1s\"").await;
+    let hoodie = haas.provision("alice", "notes").await;
+    hoodie.sign_up("carol").await;
+    haas.order("sleep", "alice", "notes").await;
+    with_much_data(&haas).await;
+    haas.order("archive", "alice", "notes").await;
+    // Where the engine will make the next volume, there is a disk that is too small.
+    let id = haas.instance("alice", "notes").await["id"].as_str().unwrap().to_owned();
+    let root = PathBuf::from(docker(&["info", "-f", "{{.DockerRootDir}}"]).await);
+    let root = root.join(format!("volumes/haas-{}-1/_data", id.replace('-', "")));
+    let small = SmallDisk::mount_at(&root, 8 * 1024);
+    haas.haas(&["wake", &haas.user("alice"), "notes", "--no-wait"]).await;
+    let told = eventually("it says so", LIMIT, || async {
+        haas.instance("alice", "notes").await["last_error"].as_str().map(str::to_owned)
+    })
+    .await;
+    drop(small);
+    assert!(told.contains("writing \"") && told.contains("No space left"), "{told}");
+    haas.running_again("alice", "notes", LIMIT).await;
+    assert!(hoodie.knows("carol").await);
+    assert_eq!(volumes(&haas).await.len(), 1);
 }
 
 #[tokio::test]
@@ -244,22 +317,29 @@ async fn an_export_of_the_first_format_is_imported() {
 }
 
 /// A folder with little room; unmounted when it is dropped.
-struct SmallDisk(tempfile::TempDir);
+struct SmallDisk(PathBuf, Option<tempfile::TempDir>);
 
 impl SmallDisk {
     fn mount(kib: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let mut disk = Self::mount_at(folder.path(), kib);
+        disk.1 = Some(folder);
+        disk
+    }
+
+    fn mount_at(folder: &Path, kib: u32) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
         let size = format!("size={kib}k");
         let mounted =
-            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).status();
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder).status();
         assert!(mounted.unwrap().success(), "the tests run as root");
-        Self(folder)
+        Self(folder.to_owned(), None)
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        std::process::Command::new("umount").arg(self.0.path()).status().ok();
+        std::process::Command::new("umount").arg("-l").arg(&self.0).status().ok();
     }
 }
 
@@ -268,7 +348,7 @@ async fn a_disk_that_is_full_leaves_the_data_where_it_is_and_says_so() {
     let disk = SmallDisk::mount(8);
     let settings = format!(
         "[reconcile]\nbackoff_base = \"500ms\"\nbackoff_max = \"1s\"\n[lifecycle]\narchive_dir = {:?}",
-        disk.0.path()
+        disk.0.as_path()
     );
     let haas = Installation::up_with(&settings).await;
     let hoodie = haas.provision("alice", "notes").await;
@@ -287,11 +367,11 @@ async fn a_disk_that_is_full_leaves_the_data_where_it_is_and_says_so() {
     assert_eq!(row["state"], "asleep", "{row}");
     assert!(haas.haas(&["doctor"]).await.1.contains("is not archived"));
     assert_eq!(volumes(&haas).await.len(), 1);
-    assert!(files(disk.0.path()).is_empty(), "no half file is left");
+    assert!(files(disk.0.as_path()).is_empty(), "no half file is left");
     assert!(hoodie.knows("carol").await, "it wakes all the same");
     // With room again, it works.
     let grown =
-        std::process::Command::new("mount").args(["-o", "remount,size=8m"]).arg(disk.0.path()).status().unwrap();
+        std::process::Command::new("mount").args(["-o", "remount,size=8m"]).arg(disk.0.as_path()).status().unwrap();
     assert!(grown.success());
     haas.order("archive", "alice", "notes").await;
     assert!(hoodie.knows("carol").await);

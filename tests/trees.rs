@@ -52,7 +52,7 @@ async fn make(haas: &Installation, user: &str, (seed, count): (usize, usize), ki
 struct Seen {
     walked: String,
     blocks: u64,
-    /// Owner, mode and attributes of the volume itself.
+    /// Owner and mode of the volume's own folder.
     root: String,
 }
 
@@ -71,7 +71,7 @@ fn same(before: &Seen, after: &Seen, what: &str) {
     let different = before.walked.lines().zip(after.walked.lines()).find(|(before, after)| before != after);
     assert!(before.walked == after.walked, "{what}: {different:?}");
     assert_eq!(before.root, after.root, "{what}: the root");
-    // Holes stay holes; what was there of zeros may have become some.
+    // Holes stay holes, and zeros may have become holes.
     assert!(after.blocks <= before.blocks + before.blocks / 50 + 64, "{what}: {} > {}", after.blocks, before.blocks);
 }
 

@@ -1,16 +1,19 @@
-//! The digest of a tree: SHA-256 over the sorted SHA-256 of all entries.
+//! The digest of a tree: SHA-256 over the SHA-256 of all entries, which stand in one order.
 //!
 //! Of each: what it is, its path below the root, and all of its [`Attributes`](super::entries), its
 //! length, where it leads, and its content. Of that only blocks that are not all zeros, with their
 //! numbers: a hole is no other content than the zeros that it reads as, and costs no time.
 //!
 //! Archives of the first format have a digest without times, attributes beyond mode and owner, and
-//! the root's own: the engine that had put them in place changed those.
+//! the root's own: the engine that had put them in place changed those. It is of the sorted hashes,
+//! since that engine listed entries in an order of its own.
+
+use std::io;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::entries::{Entry, Kind};
+use super::entries::{Entry, Kind, invalid};
 
 /// The unit in which a content's zeros are told from the rest.
 const BLOCK: usize = 4096;
@@ -29,39 +32,55 @@ pub(super) struct Checksum {
 /// The entries that have been seen.
 pub(super) struct Tally {
     format: u32,
+    /// Of all entries so far.
+    hasher: Sha256,
+    /// Those of the first format, until they can be sorted.
     hashes: Vec<[u8; 32]>,
+    entries: u64,
     bytes: u64,
 }
 
+/// More entries than any archive of the first format has: what is kept of each of them takes memory.
+const FIRST_FORMAT_ENTRIES: u64 = 4_000_000;
+/// The first format hashes holes as what they read as. Nothing of it is longer than this.
+const FIRST_FORMAT_HOLES: u64 = 1 << 40;
+
 impl Tally {
     pub(super) fn new(format: u32) -> Self {
-        Self { format, hashes: Vec::new(), bytes: 0 }
+        Self { format, hasher: Sha256::new(), hashes: Vec::new(), entries: 0, bytes: 0 }
     }
 
     /// The content of the next entry, to be shown piece by piece.
-    pub(super) fn content(&self) -> Content {
+    pub(super) fn content(&self, entry: &Entry<'_>) -> io::Result<Content> {
         let hasher = Sha256::new();
-        if self.format == 1 { Content::Whole { hasher, end: 0 } } else { Content::Blocks(Blocks::new(hasher)) }
+        if self.format > 1 {
+            return Ok(Content::Blocks(Blocks::new(hasher)));
+        }
+        if self.entries >= FIRST_FORMAT_ENTRIES || entry.size > FIRST_FORMAT_HOLES {
+            return Err(invalid("it holds more than its format may"));
+        }
+        Ok(Content::Whole { hasher, end: 0 })
     }
 
     /// One more, with its content.
     pub(super) fn add(&mut self, entry: &Entry<'_>, content: Content) {
-        let content = content.finish(entry.size);
-        self.hashes.push(if self.format == 1 { first_format(entry, content) } else { hash(entry, content) });
-        self.bytes += match self.format {
-            1 => entry.size,
-            _ => entry.segments.iter().map(|segment| segment.length).sum(),
-        };
+        self.entries += 1;
+        if self.format == 1 {
+            self.bytes += entry.size;
+            self.hashes.push(first_format(entry, content.finish(entry.size)));
+        } else {
+            self.bytes += entry.segments.iter().map(|segment| segment.length).sum::<u64>();
+            self.hasher.update(hash(entry, content.finish(entry.size)));
+        }
     }
 
     pub(super) fn checksum(mut self) -> Checksum {
         self.hashes.sort_unstable();
-        let mut hasher = Sha256::new();
         for hash in &self.hashes {
-            hasher.update(hash);
+            self.hasher.update(hash);
         }
-        let digest = hex::encode(hasher.finalize());
-        Checksum { format: self.format, digest, entries: self.hashes.len() as u64, bytes: self.bytes }
+        let digest = hex::encode(self.hasher.finalize());
+        Checksum { format: self.format, digest, entries: self.entries, bytes: self.bytes }
     }
 }
 

@@ -20,7 +20,7 @@ use std::io::{self, ErrorKind, Read};
 use tar::{EntryType, Header};
 
 pub(super) use put::{finish, put};
-pub(super) use sparse::{Segment, SegmentsBuilder};
+pub(super) use sparse::{SEGMENTS_MAX, Segment, SegmentsBuilder};
 
 const BLOCK: usize = 512;
 /// How much one entry's head may take: its names, and what else describes it.
@@ -28,6 +28,8 @@ pub(super) const HEAD_MAX: u64 = 1024 * 1024;
 /// The longest path of an entry, in bytes. The kernel's own bound, `PATH_MAX`, is for what one call is
 /// given, and not for where a file may be.
 pub(super) const PATH_MAX: usize = 64 * 1024;
+/// The longest name in a folder (limits.h).
+const NAME_MAX: usize = 255;
 
 /// What an entry is. The numbers are part of the digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,7 +270,9 @@ fn describe<'a, R: Read>(raw: &'a mut tar::Entry<'_, R>, before: Before) -> io::
         return Err(invalid(format!("{} is no file and has contents", shown(&path))));
     }
     let device = if kind.is_device() { numbers(header)? } else { (0, 0) };
-    let attributes = Attributes { mode: header.mode()? & 0o7777, uid, gid, mtime, device, xattrs, flags };
+    // A symbolic link's means nothing, and can't be set (symlink(7)).
+    let mode = if kind == Kind::Symlink { 0o777 } else { header.mode()? & 0o7777 };
+    let attributes = Attributes { mode, uid, gid, mtime, device, xattrs, flags };
     let (path, stored) = (plain(&path)?, raw.size());
     let (size, segments) = sparse.segments(raw, stored).map_err(|error| {
         let why = format!("{}: {error}", shown(&path));
@@ -287,8 +291,8 @@ fn plain(path: &[u8]) -> io::Result<Vec<u8>> {
     if path.starts_with(b"/") || path.contains(&0) || parts.contains(&&b".."[..]) {
         return Err(invalid(format!("{} leads out of it", shown(path))));
     }
-    if path.len() > PATH_MAX + 64 {
-        return Err(invalid(format!("{} is longer than {} KiB", shown(path), PATH_MAX / 1024)));
+    if path.len() > PATH_MAX + 64 || parts.iter().any(|part| part.len() > NAME_MAX) {
+        return Err(invalid(format!("{} is longer than a path, or one of its names than a name, may be", shown(path))));
     }
     Ok(parts.join(&b'/'))
 }

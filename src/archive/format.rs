@@ -11,6 +11,7 @@ use super::channel::PIECE;
 use super::digest::{Checksum, Tally};
 use super::entries::{self, Attributes, Entry, Kind, Segment, Time, each, invalid, shown};
 use super::files::{Hashed, Unfinished, failed};
+use super::tree::KEPT;
 use super::{Archive, ArchiveError, FORMAT, FORMATS, Header, STREAM, TENANT, file_name, told};
 
 const HEADER: &str = "haas.json";
@@ -39,8 +40,6 @@ struct Tree<'a> {
     format: u32,
     /// What its root is called where it comes from; the first entry tells.
     from: Option<Vec<u8>>,
-    /// And where it goes.
-    root: &'a str,
     to: &'a mut dyn Write,
     tally: Tally,
     /// The folder that the entry before was in, or was.
@@ -50,9 +49,9 @@ struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    fn new(format: u32, maker: Maker, root: &'a str, to: &'a mut dyn Write) -> Self {
+    fn new(format: u32, maker: Maker, to: &'a mut dyn Write) -> Self {
         let (folder, last) = (Vec::new(), Vec::new());
-        Self { maker, format, from: None, root, to, tally: Tally::new(format), folder, last }
+        Self { maker, format, from: None, to, tally: Tally::new(format), folder, last }
     }
 
     fn pass(&mut self, entry: &mut Entry<'_>) -> io::Result<()> {
@@ -71,8 +70,11 @@ impl<'a> Tree<'a> {
         if self.maker == Maker::Anybody {
             check_tenants_own(entry)?;
         }
-        let mut content = self.tally.content();
-        entries::put(entry, self.root, self.to, |at, piece| content.show(at, piece))?;
+        if self.format == 1 && entry.segments.iter().map(|segment| segment.length).sum::<u64>() != entry.size {
+            return Err(invalid(format!("{} has holes, which its format does not know", shown(&entry.path))));
+        }
+        let mut content = self.tally.content(entry)?;
+        entries::put(entry, ROOT, self.to, |at, piece| content.show(at, piece))?;
         self.tally.add(entry, content);
         Ok(())
     }
@@ -113,10 +115,14 @@ pub(super) fn parent_and_name(path: &[u8]) -> (&[u8], &[u8]) {
 
 /// What is no tenant's work is refused: it has one uid, no capabilities, and its volume alone.
 fn check_tenants_own(entry: &Entry<'_>) -> io::Result<()> {
-    let Entry { kind, path, attributes: Attributes { uid, gid, xattrs, .. }, .. } = entry;
+    let Entry { kind, path, attributes: Attributes { uid, gid, xattrs, flags, device, .. }, .. } = entry;
     let no = |what: String| Err(invalid(format!("{} {what}, which no tenant could have made", shown(path))));
-    if kind.is_device() {
+    // One with both numbers zero leads nowhere, and anybody may make it (mknod(2), Linux 5.8).
+    if *kind == Kind::BlockDevice || *kind == Kind::CharacterDevice && *device != (0, 0) {
         return no("is a device".to_owned());
+    }
+    if flags & !KEPT != 0 {
+        return no(format!("has the flags {flags:x}"));
     }
     // Another name of something says nothing of it.
     if *kind != Kind::HardLink && (*uid, *gid) != (TENANT, TENANT) {
@@ -145,7 +151,7 @@ fn below(root: &[u8], path: &[u8]) -> io::Result<Vec<u8>> {
 /// The digest of a tree that comes as a tar.
 pub(super) fn digest(from: &mut dyn Read) -> Result<String, ArchiveError> {
     let mut nowhere = io::sink();
-    let mut tree = Tree::new(FORMAT, Maker::Own, ROOT, &mut nowhere);
+    let mut tree = Tree::new(FORMAT, Maker::Own, &mut nowhere);
     let read = each(from, |entry| tree.pass(entry));
     read.and_then(|()| tree.end()).map(|checksum| checksum.digest).map_err(|error| told(error, STREAM))
 }
@@ -168,7 +174,7 @@ fn compress(unfinished: &Unfinished, header: &Header, from: &mut dyn Read) -> io
     let mut encoder = zstd::Encoder::new(unfinished.hashed(), LEVEL)?;
     encoder.include_checksum(true)?;
     put_json(HEADER, header, header, &mut encoder)?;
-    let mut tree = Tree::new(FORMAT, Maker::Own, ROOT, &mut encoder);
+    let mut tree = Tree::new(FORMAT, Maker::Own, &mut encoder);
     each(from, |entry| tree.pass(entry))?;
     let checksum = tree.end()?;
     put_json(CHECKSUM, &checksum, header, &mut encoder)?;
@@ -178,7 +184,7 @@ fn compress(unfinished: &Unfinished, header: &Header, from: &mut dyn Read) -> io
 
 /// Reads a whole archive, and tells what it is. Messages call it `name`.
 pub(super) fn inspect(path: &Path, name: &str, maker: Maker) -> Result<(Header, Archive), ArchiveError> {
-    read(path, name, maker, ROOT, &mut io::sink())
+    read(path, name, maker, &mut io::sink())
 }
 
 /// Reads a whole archive, which is to be this one.
@@ -190,9 +196,9 @@ pub(super) fn verify(path: &Path, archive: &Archive) -> Result<Header, ArchiveEr
 }
 
 /// The tree of this archive as a tar. Its end is not written unless all of it was right.
-pub(super) fn unwrap(path: &Path, archive: &Archive, root: &str, to: &mut dyn Write) -> Result<(), ArchiveError> {
+pub(super) fn unwrap(path: &Path, archive: &Archive, to: &mut dyn Write) -> Result<(), ArchiveError> {
     check_length(path, archive)?;
-    let (_, found) = read(path, &archive.file, Maker::Own, root, to)?;
+    let (_, found) = read(path, &archive.file, Maker::Own, to)?;
     check(&found, archive)?;
     entries::finish(to).map_err(|error| told(error, &archive.file))
 }
@@ -215,17 +221,11 @@ pub(super) fn header(path: &Path) -> Result<Header, ArchiveError> {
     }
 }
 
-fn read(
-    path: &Path,
-    name: &str,
-    maker: Maker,
-    root: &str,
-    to: &mut dyn Write,
-) -> Result<(Header, Archive), ArchiveError> {
+fn read(path: &Path, name: &str, maker: Maker, to: &mut dyn Write) -> Result<(Header, Archive), ArchiveError> {
     let mut pass = || -> io::Result<_> {
         let mut decoder = open(path)?;
         let (mut header, mut checksum) = (None::<Header>, None);
-        let mut tree = Tree::new(FORMAT, maker, root, to);
+        let mut tree = Tree::new(FORMAT, maker, to);
         each(&mut decoder, |entry| {
             if header.is_none() {
                 let own = parse_header(entry)?;

@@ -7,14 +7,17 @@
 //! neither holes nor most times.
 //!
 //! Nothing in the tree is trusted, and no link is followed: every step goes from one open folder to
-//! a name in it. What an archive can't hold is an error that says so ([`ArchiveError::Unfit`]);
-//! nothing is left out in silence, but for the label `security.selinux`, which the
-//! machine gives, and times other than that of modification.
+//! a name in it. What an archive can't hold is an error that says so ([`ArchiveError::Unfit`]).
+//! What is left out without a word is no part of the data: the label `security.selinux`, which the
+//! machine gives; times other than that of modification; and how the file system is to store a file
+//! (compressed, copied on write, counted to a project).
 
 mod attributes;
 mod folders;
 mod unpack;
 mod walk;
+
+pub(super) use attributes::KEPT;
 
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
@@ -25,7 +28,7 @@ use super::channel::PIECE;
 use super::digest::Tally;
 use super::entries::{self, Entry};
 use super::format::ROOT;
-use super::{ArchiveError, STREAM, told};
+use super::{ArchiveError, STREAM, VOLUME, told};
 
 /// What a look at a tree has found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,10 +47,7 @@ pub struct Found {
 pub fn pack(root: &Path, to: &mut dyn Write) -> Result<(), ArchiveError> {
     let mut to = BufWriter::with_capacity(PIECE, to);
     let packed = walk::each(root, |entry| entries::put(entry, ROOT, &mut to, |_, _| {}));
-    packed
-        .and_then(|()| entries::finish(&mut to))
-        .and_then(|()| to.flush())
-        .map_err(|error| told(error, &root.display().to_string()))
+    packed.and_then(|()| entries::finish(&mut to)).and_then(|()| to.flush()).map_err(|error| told(error, VOLUME))
 }
 
 /// Puts a tree from such a stream, or from an archive's [`Archives::data`](super::Archives::data),
@@ -72,11 +72,11 @@ pub fn unpack(from: &mut dyn Read, root: &Path) -> Result<(), ArchiveError> {
 /// # Errors
 /// As for [`pack`].
 pub fn look(root: &Path, format: u32) -> Result<Found, ArchiveError> {
-    let told = |error| told(error, &root.display().to_string());
+    let told = |error| told(error, VOLUME);
     let unfinished = unpack::is_unfinished(root).map_err(told)?;
     let mut tally = Tally::new(format);
     let counted = walk::each(root, |entry: &mut Entry<'_>| {
-        let mut content = tally.content();
+        let mut content = tally.content(entry)?;
         entry.each_piece(|at, piece| {
             content.show(at, piece);
             Ok(())

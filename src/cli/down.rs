@@ -87,7 +87,7 @@ async fn remove_containers(global: &Global, layout: &Layout) -> anyhow::Result<(
     while let Some(removed) = removals.join_next().await {
         finish(Some(removed))?;
     }
-    world.containers.remove_helpers().await?;
+    world.containers.remove_helpers(None).await?;
     world.containers.remove_own_network().await?;
     say!("{count} container(s) removed; their data stays in their volumes");
     // They stay for the next `haas up`, which does not put them in itself.

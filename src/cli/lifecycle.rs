@@ -33,7 +33,7 @@ pub(super) async fn descend(global: &Global, arguments: &Arguments, step: Descen
             return Ok(Outcome::Refused);
         }
         if row.desired >= step.desired() {
-            break manifest.try_again(&row).await?;
+            break if step == Descent::Archive { manifest.try_again(&row).await? } else { row };
         }
         match manifest.descend(&row, step, BY_HAND).await {
             Ok(row) => break row,

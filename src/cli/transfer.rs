@@ -106,14 +106,14 @@ async fn export_at_rest(
         }
         let bar = bar(0, "exporting")?;
         let shown = bar.clone();
-        let Reading { tar, again } = world.containers.read_data(&row).await?;
+        let Reading { tar, second_look } = world.containers.read_data(&row).await?;
         let tar = futures_util::StreamExt::inspect(tar, move |bytes| {
             shown.inc(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64));
         });
         let exported = Archives::export_stream(output, &Header::of(&row), tar).await.map_err(|error| plain(&error))?;
         bar.finish_and_clear();
-        let same = again.await.map(|found| found.digest == exported.digest);
-        match is_unchanged(world, &row, same?).await {
+        let same = second_look.await.is_ok_and(|found| found.digest == exported.digest);
+        match is_unchanged(world, &row, same).await {
             Ok(true) => return Ok(Some((exported.bytes, exported.sha256))),
             outcome => {
                 std::fs::remove_file(output).with_context(|| output.display().to_string())?;

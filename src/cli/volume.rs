@@ -4,16 +4,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::Outcome;
 use crate::archive::ArchiveError;
 use crate::archive::tree::{self, Found};
-use crate::containers::Report;
+use crate::containers::{Report, Work};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    #[arg(value_enum)]
+    /// "read", "write" or "look"
+    #[arg(value_parser = parse)]
     work: Work,
     /// The volume
     root: PathBuf,
@@ -22,14 +23,8 @@ pub(super) struct Arguments {
     format: u32,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Work {
-    /// Writes its files to standard output
-    Read,
-    /// Fills it from standard input
-    Write,
-    /// Says what is in it
-    Look,
+fn parse(word: &str) -> Result<Work, String> {
+    Work::ALL.into_iter().find(|work| work.word() == word).ok_or_else(|| "is no work".to_owned())
 }
 
 pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {

@@ -7,8 +7,8 @@ mod listed;
 mod network;
 mod signal;
 
-pub use helper::Report;
-pub(in crate::containers) use helper::{Image as HelperImage, Work};
+pub(in crate::containers) use helper::Image as HelperImage;
+pub use helper::{Report, Work};
 pub use network::bridge;
 
 use std::collections::HashMap;
@@ -358,6 +358,10 @@ impl Containers for Docker {
 
     async fn sweep_helpers(&self) -> Result<(), ContainersError> {
         self.remove_helpers_left_behind(Utc::now()).await
+    }
+
+    async fn end_helpers(&self, instance: Uuid) -> Result<(), ContainersError> {
+        self.remove_helpers(Some(instance)).await
     }
 
     async fn volumes_of(&self, instance: Uuid) -> Result<Vec<String>, ContainersError> {

@@ -1,12 +1,14 @@
 //! One fake world: an engine and a proxy in memory, with the rules of the real ones, for tests
 //! that end the reconciler hundreds of times. It outlives every reconciler that acts on it.
 
+mod proxy;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::DateTime;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use uuid::Uuid;
@@ -15,7 +17,7 @@ use super::{Containers, ContainersError, DataFound, Disk, Owned, OwnedVolume, Re
 use crate::archive::tree::Found;
 use crate::archive::{Archives, FORMAT};
 use crate::failpoint::{Boundary, Faults};
-use crate::haproxy::{HaproxyError, Moment, Proxy, Publication, Route, RouteChange, Routes, Standing, Usage};
+use crate::haproxy::{Route, Routes, Usage};
 use crate::instance::Instance;
 use crate::instance::name::Hostname;
 use crate::instance::plan::{Container, Seen, Status};
@@ -287,9 +289,9 @@ impl Containers for FakeWorld {
         let written = volume.ok_or_else(|| ContainersError::Refused("no such volume".to_owned()))?.written;
         drop(state);
         let tar = futures_util::stream::iter([Ok(Bytes::from(tar_of(written)))]).boxed();
-        let again = self.clone();
+        let world = self.clone();
         let instance = instance.clone();
-        Ok(Reading { tar, again: async move { again.look_at_data(&instance, FORMAT).await }.boxed() })
+        Ok(Reading { tar, second_look: async move { world.look_at_data(&instance, FORMAT).await }.boxed() })
     }
 
     async fn write_data(
@@ -327,6 +329,10 @@ impl Containers for FakeWorld {
     }
 
     async fn sweep_helpers(&self) -> Result<(), ContainersError> {
+        self.engine().map(|_| ())
+    }
+
+    async fn end_helpers(&self, _: Uuid) -> Result<(), ContainersError> {
         self.engine().map(|_| ())
     }
 
@@ -424,94 +430,5 @@ impl Containers for FakeWorld {
 
     async fn health(&self) -> Result<(), ContainersError> {
         self.engine().map(|_| ())
-    }
-}
-
-impl Proxy for FakeWorld {
-    async fn publish(&self, routes: &Routes, read: Moment) -> Result<Publication, HaproxyError> {
-        tokio::task::yield_now().await;
-        if self.state().rejecting {
-            return Err(HaproxyError::Rejected { message: "the fake proxy refuses".to_owned() });
-        }
-        self.faults.hit(Boundary::CandidateChecked).await;
-        self.faults.hit(Boundary::MapSwapped).await;
-        self.faults.hit(Boundary::ConfigSwapped).await;
-        {
-            let mut state = self.state();
-            let mut wanted = routes.clone();
-            state.recent.retain(|_, (changed, _)| Moment(*changed) > read);
-            for (host, (_, route)) in &state.recent {
-                match route {
-                    Some(route) => wanted.insert(route.clone()),
-                    None => wanted.remove(host),
-                }
-            }
-            if state.routes != wanted {
-                state.routes = wanted;
-                state.reloads += 1;
-            }
-        }
-        self.faults.hit(Boundary::HaproxySignalled).await;
-        self.faults.hit(Boundary::HaproxyConfirmed).await;
-        let standing = if self.state().proxy_down { Standing::Down } else { Standing::Live };
-        Ok(Publication { generation: "fake".to_owned(), standing, reload_due: None, trouble: None })
-    }
-
-    async fn forget(&self) {}
-
-    async fn now(&self) -> Moment {
-        Moment(self.state().sequence)
-    }
-
-    async fn change(&self, change: &RouteChange) -> Result<bool, HaproxyError> {
-        tokio::task::yield_now().await;
-        if self.state().no_lane {
-            return Ok(false);
-        }
-        {
-            let mut state = self.state();
-            state.sequence += 1;
-            let changed = state.sequence;
-            match change {
-                RouteChange::Set(route) => {
-                    state.routes.insert(route.clone());
-                    state.recent.insert(route.host.clone(), (changed, Some(route.clone())));
-                }
-                RouteChange::Unset(hosts) => {
-                    for host in hosts {
-                        state.routes.remove(host);
-                        state.recent.insert(host.clone(), (changed, None));
-                    }
-                }
-            }
-        }
-        self.faults.hit(Boundary::RunningMapChanged).await;
-        let state = self.state();
-        Ok(!state.proxy_down && !state.unsure)
-    }
-
-    async fn busy(&self, _: u16) -> Result<bool, HaproxyError> {
-        Ok(false)
-    }
-
-    async fn usage(&self) -> Result<Option<Usage>, HaproxyError> {
-        let state = self.state();
-        Ok((!state.proxy_down).then(|| state.usage.clone()))
-    }
-
-    async fn oldest_leaving_worker(&self) -> Result<Option<DateTime<Utc>>, HaproxyError> {
-        Ok(None)
-    }
-
-    async fn answers(&self, host: &Hostname) -> bool {
-        let state = self.state();
-        let Some(route) = state.routes.iter().find(|route| route.host == *host) else { return false };
-        let mut containers = state.containers.values();
-        !state.proxy_down
-            && containers.any(|container| container.port == Some(route.port) && container.status == Status::Running)
-    }
-
-    async fn health(&self) -> Result<(), HaproxyError> {
-        if self.state().proxy_down { Err(HaproxyError::NotOurs) } else { Ok(()) }
     }
 }

@@ -150,8 +150,9 @@ pub(super) fn container(
             target: Some(DATA.to_owned()),
             source: Some(instance.volume()),
             typ: Some(MountType::VOLUME),
-            // What is in it, or was put back, has its own root: the engine would give it the image's.
-            volume_options: (instance.returning() || instance.restored)
+            // One that has data has its own root: the engine would give it the image's, at each creation.
+            volume_options: instance
+                .expects_data()
                 .then(|| MountVolumeOptions { no_copy: Some(true), ..MountVolumeOptions::default() }),
             ..Mount::default()
         }]),
@@ -176,6 +177,9 @@ pub(super) fn container(
 const VOLUME: &str = "/volume";
 /// What a helper's lists of names may take, and the kernel's cache of the files that it writes.
 const HELPER_MEMORY: i64 = 512 * MIB;
+/// Docker's own profile lets in more, the more capabilities there are: with these, other files of the file
+/// system by their handles, and mounts. None of that is needed.
+const HELPER_SYSCALLS: &str = include_str!("docker/helper/seccomp.json");
 /// To read any inode, and to see all of its attributes (capabilities(7)).
 const READING: [&str; 2] = ["DAC_READ_SEARCH", "SYS_ADMIN"];
 /// And to make any.
@@ -198,7 +202,7 @@ pub(super) fn helper(
         network_mode: Some("none".to_owned()),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: Some(capabilities.iter().map(|&name| name.to_owned()).collect()),
-        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges".to_owned(), format!("seccomp={HELPER_SYSCALLS}")]),
         readonly_rootfs: Some(true),
         memory: Some(HELPER_MEMORY),
         memory_swap: Some(HELPER_MEMORY),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::rows::InstanceRow;
@@ -68,6 +68,16 @@ pub struct Delivery {
     pub notice: Notice,
     /// Of whom.
     pub instance: Instance,
+}
+
+/// Forgets what an owner was told of a step, or was to be told.
+pub(super) async fn forget(conn: &mut AsyncPgConnection, instance: Uuid, step: Descent) -> Result<(), ManifestError> {
+    diesel::delete(notices::table)
+        .filter(notices::instance_id.eq(instance))
+        .filter(notices::kind.eq(step.to_string()))
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 impl Manifest {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::intents::{latest, lock_intents, locked};
 use super::rows::InstanceRow;
 use super::schema::{installation, instances};
-use super::{Manifest, ManifestError, NewInstance, events, storage};
+use super::{Manifest, ManifestError, NewInstance, events, notices, storage};
 use crate::archive::Archive;
 use crate::instance::name::{AppName, Username};
 use crate::instance::policy::{Descent, Overrides};
@@ -232,6 +232,15 @@ impl Manifest {
                 if overrides.purge_after != before.purge_after && instance.desired == Desired::Deleted {
                     let since = if instance.phase == Phase::Deleted { instance.phase_since } else { Utc::now() };
                     until = self.policy.with(&overrides).purge_after.from(since);
+                }
+                // What its owner was told is another time than this one: it is told anew, and has its time anew.
+                for (step, changed) in [
+                    (Descent::Archive, overrides.archive_after != before.archive_after),
+                    (Descent::Purge, overrides.purge_after != before.purge_after),
+                ] {
+                    if changed {
+                        notices::forget(conn, instance.id, step).await?;
+                    }
                 }
                 // A limit that was raised lets it go.
                 let own = Instance { overrides: Some(Box::new(overrides)), ..instance.clone() };

@@ -253,7 +253,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let World { manifest, containers, faults, .. } = self.world;
         // An engine whose disk is not mounted knows of no volume: an app that has lived must not
         // begin anew with an empty one.
-        if instance.returning() && !containers.has_volume(&instance.volume()).await? {
+        if instance.expects_data() && !containers.has_volume(&instance.volume()).await? {
             return Err(Halt::Failed(Failure::passing(format!("its volume {} is gone", instance.volume()))));
         }
         let DataFound(found) = containers.prepare_data(instance).await?;

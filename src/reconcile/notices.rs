@@ -8,9 +8,11 @@ use chrono::{TimeDelta, Utc};
 use tokio::time::sleep;
 
 use super::World;
+use super::lifecycle::notice_horizon;
 use crate::containers::Containers;
 use crate::haproxy::Proxy;
 use crate::instance::plan::backoff;
+use crate::instance::policy::Descent;
 use crate::manifest::Delivery;
 use crate::webhook::{Message, Webhook};
 
@@ -39,7 +41,12 @@ impl<C: Containers, P: Proxy> World<C, P> {
 
     async fn tell(&self, webhook: &Webhook, delivery: &Delivery) {
         let Delivery { notice, instance } = delivery;
-        let written = match webhook.deliver(&Message::of(notice, instance)).await {
+        let mut told = notice.clone();
+        if [Descent::Archive, Descent::Purge].iter().any(|step| step.to_string() == told.kind) {
+            // Its owner has the whole time from now on.
+            told.due_at = told.due_at.max(notice_horizon(&self.settings, Utc::now()));
+        }
+        let written = match webhook.deliver(&Message::of(&told, instance)).await {
             Ok(()) => {
                 log::info!(instance:% = instance.id; "{}: its owner is told of the {}", instance.container, notice.kind);
                 self.manifest.notice_delivered(notice.id).await

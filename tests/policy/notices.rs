@@ -77,8 +77,9 @@ async fn owners_are_told_before_and_nothing_is_purged_unheard() {
         assert_eq!((&message["id"], &message["type"]), (&refused[0].json()["id"], &"instance.purge".into()));
         assert_eq!((&message["data"]["id"], &message["data"]["state"]), (&gone_id.as_str().into(), &"deleted".into()));
         assert_eq!(message["data"]["emailaddress"], "gone@example.com");
-        let later = time(&message["data"]["due_at"]) - restorable_until;
-        assert!(later > TimeDelta::milliseconds(-5) && later < TimeDelta::seconds(2), "{message}");
+        let due = time(&message["data"]["due_at"]);
+        assert!(due - restorable_until > TimeDelta::milliseconds(-5), "{message}");
+        assert!(due - again.at > TimeDelta::milliseconds(2500), "its whole time, whenever it is told: {message}");
     }
     assert!(refused[2].at - refused[1].at > refused[1].at - refused[0].at, "later and later");
     receiver.take(&gone);
@@ -110,12 +111,14 @@ async fn a_shortened_policy_and_a_server_that_was_away_leave_the_owner_its_whole
         receiver.url
     );
     let mut haas = Installation::up_with(&settings).await;
-    for user in ["shortened", "away", "purged"] {
+    for user in ["shortened", "away", "purged", "unheard"] {
         haas.provision(user, "notes").await;
     }
     haas.order("sleep", "shortened", "notes").await;
     haas.order("sleep", "away", "notes").await;
+    haas.order("sleep", "unheard", "notes").await;
     haas.order("deprovision", "purged", "notes").await;
+    receiver.refuse(&haas.user("unheard"), 500);
     let purged_id = id(&haas, "purged").await;
     let shorten = async |haas: &Installation, user: &str, time: &str| {
         let (code, _, errors) = haas.haas(&["policy", &haas.user(user), "notes", time, "1s"]).await;
@@ -125,6 +128,7 @@ async fn a_shortened_policy_and_a_server_that_was_away_leave_the_owner_its_whole
     tokio::time::sleep(Duration::from_millis(1500)).await;
     shorten(&haas, "shortened", "--archive-after").await;
     shorten(&haas, "purged", "--purge-after").await;
+    shorten(&haas, "unheard", "--archive-after").await;
     let whole_time = async |haas: &Installation, user: &str, kind: &str| {
         let name = haas.user(user);
         let event = format!("SELECT to_json(at) #>> '{{}}' FROM events WHERE username = '{name}' AND kind = '{kind}'");
@@ -143,6 +147,29 @@ async fn a_shortened_policy_and_a_server_that_was_away_leave_the_owner_its_whole
         (haas.sql(&format!("SELECT count(*) FROM instances WHERE id = '{purged_id}'")).await == "0").then_some(())
     })
     .await;
+    // Nobody took the notice of this one, and more than the time of one is over.
+    assert!(!receiver.about(&haas.user("unheard")).is_empty());
+    assert_eq!(haas.instance("unheard", "notes").await["state"], "asleep");
+    let (_, table, _) = haas.haas(&["gc", "--dry-run"]).await;
+    assert!(table.contains("its owner was not told yet: the notice is not delivered"), "{table}");
+    receiver.take(&haas.user("unheard"));
+    whole_time(&haas, "unheard", "archive").await;
+    // What it was told of another policy does not count for the next.
+    haas.order("wake", "shortened", "notes").await;
+    haas.order("sleep", "shortened", "notes").await;
+    let told = receiver.about(&haas.user("shortened")).len();
+    eventually("it is told of its new stay", LIMIT, || async {
+        (receiver.about(&haas.user("shortened")).len() > told).then_some(())
+    })
+    .await;
+    let (code, _, errors) = haas.haas(&["policy", &haas.user("shortened"), "notes", "--archive-after", "30d"]).await;
+    assert_eq!(code, 0, "{errors}");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(haas.instance("shortened", "notes").await["state"], "asleep");
+    shorten(&haas, "shortened", "--archive-after").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(haas.instance("shortened", "notes").await["state"], "asleep", "it has its time anew");
+    haas.comes_to_be("shortened", "notes", "archived").await;
     // The server is away when the notice should be told, and when it should happen.
     haas.kill();
     shorten(&haas, "away", "--archive-after").await;

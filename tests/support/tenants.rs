@@ -115,6 +115,10 @@ impl Containers for Tenants {
         Ok(())
     }
 
+    async fn end_helpers(&self, _: Uuid) -> Result<(), ContainersError> {
+        Ok(())
+    }
+
     async fn volumes_of(&self, _: Uuid) -> Result<Vec<String>, ContainersError> {
         Ok(Vec::new())
     }

@@ -9,6 +9,7 @@ It shares nothing with the program that it tests: another language, other system
 Every path is walked by open folders, since many are longer than a system call takes.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +20,10 @@ import sys
 
 BLOCK = 4096
 TENANT = 1000
+# ioctl_iflags(2), on machines with words of 64 bits: to read and to set what chattr sets.
+GET_FLAGS, SET_FLAGS = 0x80086601, 0x40086602
+# -S, -d, -A and, of folders, -D and -T: those that an owner sets.
+FLAGS = {'file': [0x8, 0x40, 0x80], 'folder': [0x8, 0x40, 0x80, 0x10000, 0x20000]}
 
 
 class Maker:
@@ -97,6 +102,11 @@ class Maker:
         if kind == 'file' and not self.tenant and r.random() < 0.05:
             # CAP_NET_BIND_SERVICE, permitted, effective (capabilities(7)).
             os.setxattr(path, b'security.capability', bytes.fromhex('0100000200040000000000000000000000000000'), follow_symlinks=False)
+        if kind in FLAGS and r.random() < 0.15:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            flags = int.from_bytes(fcntl.ioctl(fd, GET_FLAGS, bytes(8))[:4], 'little') | r.choice(FLAGS[kind])
+            fcntl.ioctl(fd, SET_FLAGS, flags.to_bytes(8, 'little'))
+            os.close(fd)
         # Before 1970, after 2038, after 2242, and with fractions; ext4 ends in 2446.
         seconds = r.choice([0, -1, -10**9, 10**9, 2**31, 2**33 + 5, 14 * 10**9, r.randrange(-2**31, 2**33)])
         time = seconds * 10**9 + r.choice([0, 1, 999999999, r.randrange(10**9)])
@@ -245,6 +255,11 @@ def described(folder, name, path, seen):
         found['size'] = s.st_size
         if first == path:
             found['sha256'] = sha256(folder, name, s.st_size)
+    if kind in (stat.S_IFREG, stat.S_IFDIR):
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        flags = int.from_bytes(fcntl.ioctl(fd, GET_FLAGS, bytes(8))[:4], 'little')
+        found['flags'] = [flag for flag in FLAGS['folder'] if flags & flag]
+        os.close(fd)
     if kind in (stat.S_IFCHR, stat.S_IFBLK):
         found['device'] = s.st_rdev
     if kind == stat.S_IFLNK:

@@ -10,8 +10,14 @@ fn forge(entries: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
     encoder.include_checksum(true).unwrap();
     for (path, kind, content) in entries {
         let mut header = tar::Header::new_gnu();
+        let (path, link) = path.split_once(" -> ").unwrap_or((path, ""));
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
         header.set_entry_type(*kind);
+        if matches!(kind, tar::EntryType::Char | tar::EntryType::Block) {
+            header.set_device_major(1).unwrap();
+            header.set_device_minor(5).unwrap();
+        }
         header.set_mode(0o644);
         header.set_uid(1000);
         header.set_gid(1000);
@@ -75,6 +81,76 @@ async fn what_is_no_archive_is_refused() {
     ];
     for (number, (bytes, expected)) in cases.iter().enumerate() {
         let said = refusal(bytes).await;
+        assert!(said.contains(expected), "case {number}: {said}");
+    }
+}
+
+/// What would have been written elsewhere, or over something, were it put in place by its names.
+#[tokio::test]
+async fn what_leads_elsewhere_is_refused_before_anything_is_written() {
+    use tar::EntryType::{Block, Char, Directory, Fifo, Link, Regular, Symlink};
+    let json = serde_json::to_vec(&header()).unwrap();
+    let (first, root) = (("haas.json", Regular, json.as_slice()), ("data/", Directory, &b""[..]));
+    let file = |path| (path, Regular, &b"x"[..]);
+    let other = |path, kind| (path, kind, &b""[..]);
+    let away = other("data/x -> /app", Symlink);
+    let cases: [(&[_], &str); 14] = [
+        (&[away, file("data/x/start.js")], "in no folder before it"),
+        (&[other("data/x -> .", Symlink), file("data/x/start.js")], "in no folder before it"),
+        (&[file("data/x"), file("data/x/y")], "in no folder before it"),
+        (&[other("data/x", Fifo), file("data/x/y")], "in no folder before it"),
+        (&[file("data/x/y")], "in no folder before it"),
+        (&[other("data/x/", Directory), file("data/xy/z")], "in no folder before it"),
+        (&[other("data/x/", Directory), away], "out of order"),
+        (&[away, other("data/x/", Directory)], "out of order"),
+        (&[file("data/x"), file("data/x")], "out of order"),
+        (&[file("data/y"), file("data/x")], "out of order"),
+        (&[other("data/x/", Directory), file("data/y"), file("data/x/z")], "in no folder before it"),
+        (&[other("data/x -> data/../../etc/passwd", Link)], "leads out"),
+        (&[other("data/x -> etc/passwd", Link)], "outside its root"),
+        (&[root], "out of order"),
+    ];
+    for (number, (entries, expected)) in cases.into_iter().enumerate() {
+        let said = refusal(&forge(&[&[first, root], entries].concat())).await;
+        assert!(said.contains(expected), "case {number}: {said}");
+    }
+    for kind in [Char, Block] {
+        let said = refusal(&forge(&[first, root, other("data/x", kind)])).await;
+        assert!(said.contains("is a device, which no tenant could have made"), "{said}");
+    }
+}
+
+/// Bytes that are no entry's, wherever they stand in a head.
+#[tokio::test]
+async fn heads_that_make_no_sense_are_refused() {
+    use tar::EntryType::{Directory, Regular, XHeader};
+    let json = serde_json::to_vec(&header()).unwrap();
+    let (first, root) = (("haas.json", Regular, json.as_slice()), ("data/", Directory, &b""[..]));
+    let record = |text: &str| {
+        let rest = text.len() + 2;
+        let length = if rest + 2 < 100 { rest + 2 } else { rest + 3 };
+        format!("{length} {text}\n")
+    };
+    let sparse = |version: &str| ["GNU.sparse.major=1", version, "GNU.sparse.realsize=9"].map(record).concat();
+    let many = [b"2000000\n".as_slice(), &[b'0'; 504]].concat();
+    let cases: [(String, &[u8], &str); 13] = [
+        (record("mtime=1.x"), b"", "no number"),
+        (record("uid=-1"), b"", "should be a number"),
+        (record("size=99"), b"x", "two sizes"),
+        (record("HAAS.newer=yes"), b"", "does not know"),
+        (["SCHILY.xattr.user.a=one", "SCHILY.xattr.user.a=two"].map(record).concat(), b"", "two extended attributes"),
+        ("999 path=x\n".to_owned(), b"", "malformed pax"),
+        (record("path=data/x")[1..].to_owned(), b"", "malformed pax"),
+        (record("GNU.sparse.major=1"), b"", "without a size"),
+        (sparse("GNU.sparse.minor=7"), b"0\n", "unknown kind"),
+        (sparse("GNU.sparse.minor=0"), b"0\n", "map of its holes"),
+        (sparse("GNU.sparse.minor=0"), &many, "holes"),
+        (sparse("GNU.sparse.minor=0"), &[b'x'; 512], "makes no sense"),
+        (record("GNU.sparse.map=0,1"), b"", "unknown kind"),
+    ];
+    for (number, (records, content, expected)) in cases.into_iter().enumerate() {
+        let forged = forge(&[first, root, ("pax", XHeader, records.as_bytes()), ("data/x", Regular, content)]);
+        let said = refusal(&forged).await;
         assert!(said.contains(expected), "case {number}: {said}");
     }
 }

@@ -14,7 +14,7 @@ use super::super::ArchiveError;
 use super::super::entries::{Attributes, Kind, Time, shown};
 
 /// What is kept of the attributes that `chattr` sets: those that a file's owner may set.
-const KEPT: IFlags = IFlags::SYNC
+const KEPT_FLAGS: IFlags = IFlags::SYNC
     .union(IFlags::NODUMP)
     .union(IFlags::NOATIME)
     .union(IFlags::DIRSYNC)
@@ -22,7 +22,10 @@ const KEPT: IFlags = IFlags::SYNC
     .union(IFlags::NOTAIL)
     .union(IFlags::SECURE_REMOVAL)
     .union(IFlags::UNRM);
-/// And what can't be left out, for it changes what may be done with a file (`ioctl_iflags(2)`).
+/// The same, as an archive has them.
+pub(in super::super) const KEPT: u32 = KEPT_FLAGS.bits();
+/// Those that make a file unfit for an archive: they change what may be done with it, and only root, or the
+/// file system, sets them (`ioctl_iflags(2)`).
 const IMMUTABLE: u32 = 0x10;
 const APPEND_ONLY: u32 = 0x20;
 const ENCRYPTED: u32 = 0x800;
@@ -35,6 +38,9 @@ const UNFIT: [(u32, &str); 5] = [
     (VERITY, "is sealed by fs-verity"),
     (CASE_FOLDED, "ignores the case of its names (chattr +F)"),
 ];
+/// What all extended attributes of an inode may take: an entry's head has room for them, whatever their
+/// bytes.
+const XATTRS_MAX: usize = 512 * 1024;
 /// Of the machine's own policy, and no part of the data.
 const LABEL: &[u8] = b"security.selinux";
 
@@ -58,7 +64,7 @@ impl Place<'_> {
         [format!("/proc/self/fd/{}/", folder.as_raw_fd()).as_bytes(), name].concat()
     }
 
-    fn xattr_names(self) -> rustix::io::Result<Vec<u8>> {
+    pub(super) fn xattr_names(self) -> rustix::io::Result<Vec<u8>> {
         let names = match self {
             Place::Open(fd) => filled(|| flistxattr_query(fd), |to| flistxattr(fd, to)),
             Place::Named(folder, name) => {
@@ -96,6 +102,10 @@ impl Place<'_> {
             xattrs.push((name.to_vec(), self.xattr(name).map_err(failed)?));
         }
         xattrs.sort();
+        let length: usize = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if length > XATTRS_MAX {
+            return Err(unfit(path, format!("its extended attributes take more than {} KiB", XATTRS_MAX / 1024)));
+        }
         Ok(Attributes {
             mode: u32::from(stat.stx_mode) & 0o7777,
             uid: stat.stx_uid.into(),
@@ -117,7 +127,7 @@ impl Place<'_> {
         };
         match UNFIT.iter().find(|(flag, _)| flags.bits() & flag != 0) {
             Some((_, why)) => Err(unfit(path, *why)),
-            None => Ok((flags & KEPT).bits()),
+            None => Ok((flags & KEPT_FLAGS).bits()),
         }
     }
 
@@ -163,7 +173,7 @@ fn set_flags(fd: BorrowedFd<'_>, wanted: u32) -> rustix::io::Result<()> {
         Err(errno) => return Err(errno),
     };
     // A new inode has some of its folder's.
-    let flags = had.difference(KEPT).union(IFlags::from_bits_retain(wanted).intersection(KEPT));
+    let flags = had.difference(KEPT_FLAGS).union(IFlags::from_bits_retain(wanted).intersection(KEPT_FLAGS));
     if flags == had { Ok(()) } else { ioctl_setflags(fd.as_fd(), flags) }
 }
 

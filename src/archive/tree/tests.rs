@@ -157,7 +157,7 @@ fn a_tree_that_was_not_finished_is_seen_to_be_so() {
     unpack(&mut tar.as_slice(), to.path()).unwrap();
     assert!(!look(to.path(), FORMAT).unwrap().unfinished);
     let error = unpack(&mut tar.as_slice(), to.path()).unwrap_err();
-    assert!(error.to_string().contains("is in it already"), "{error}");
+    assert!(matches!(error, ArchiveError::Occupied(_)), "{error}");
     assert_eq!(digest(to.path()), digest(from.path()), "and nothing was changed");
     fs::set_permissions(to.path(), fs::Permissions::from_mode(0o000)).unwrap();
     assert!(!look(to.path(), FORMAT).unwrap().unfinished, "what its owner can do to it is something else");
@@ -167,9 +167,9 @@ fn a_tree_that_was_not_finished_is_seen_to_be_so() {
 #[test]
 fn folders_inside_each_other_come_back_however_many() {
     let (from, to) = (folder(), folder());
-    let make = |name: &str| {
+    let make = |name: &str, depth: usize| {
         let mut at = rustix::fs::open(from.path(), folders::FOLDER, rustix::fs::Mode::empty()).unwrap();
-        for _ in 0..1500 {
+        for _ in 0..depth {
             rustix::fs::mkdirat(&at, name, rustix::fs::Mode::RWXU).unwrap();
             at = rustix::fs::openat(&at, name, folders::FOLDER, rustix::fs::Mode::empty()).unwrap();
         }
@@ -177,8 +177,8 @@ fn folders_inside_each_other_come_back_however_many() {
         let times = rustix::fs::Timestamps { last_access: times, last_modification: times };
         rustix::fs::futimens(&at, &times).unwrap();
     };
-    make("d");
-    make("e");
+    make("d", 1500);
+    make("e", 1500);
     unpack(&mut packed(from.path()).as_slice(), to.path()).unwrap();
     assert_eq!(digest(from.path()), digest(to.path()));
     let walked = [from.path(), to.path()].map(|root| script(&["walk".as_ref(), root.as_os_str()]));

@@ -11,32 +11,50 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fsync, ftruncate, linkat, makedev, mkdirat,
-    mknodat, open, openat, symlinkat, syncfs,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fremovexattr, fsync, ftruncate, linkat, makedev,
+    mkdirat, mknodat, open, openat, symlinkat, syncfs,
 };
 use rustix::io::Errno;
 
+use super::super::ArchiveError;
 use super::super::entries::{Attributes, Entry, Kind, invalid, shown};
 use super::super::format::parent_and_name;
-use super::attributes::{Place, reading, unfit, writing};
+use super::attributes::{Place, reading, writing};
 use super::folders::{FOLDER, Folders};
 
 /// The smallest stretch of zeros that becomes a hole.
 const BLOCK: u64 = 4096;
 const UNFINISHED: u32 = 0o700;
 
-/// Whether a tree was begun and not finished.
+/// Whether a tree was begun and not finished: root's own, and its alone, or as the engine makes a volume,
+/// root's and empty.
 pub(super) fn is_unfinished(root: &Path) -> io::Result<bool> {
     let failed = |errno: Errno| reading(b"", errno);
     let folder = open(root, FOLDER, Mode::empty()).map_err(failed)?;
     let stat = Place::Open(folder.as_fd()).stat().map_err(failed)?;
-    Ok((stat.stx_uid, stat.stx_gid) == (0, 0) && u32::from(stat.stx_mode) & 0o7777 == UNFINISHED)
+    if (stat.stx_uid, stat.stx_gid) != (0, 0) {
+        return Ok(false);
+    }
+    Ok(u32::from(stat.stx_mode) & 0o7777 == UNFINISHED || first_name(&folder)?.is_none())
+}
+
+/// The first of the names in a folder that one comes upon.
+fn first_name(folder: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
+    let failed = |errno: Errno| reading(b"", errno);
+    for entry in Dir::read_from(folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// A folder into which entries are put. What it has itself it gets when it is full: every new name
 /// changes its time, and its access control list would be its entries', too.
 struct Filling {
-    path: Vec<u8>,
+    /// How long its own path is.
+    length: usize,
     attributes: Attributes,
 }
 
@@ -45,21 +63,28 @@ pub(super) struct Unpacking {
     root: OwnedFd,
     /// What the root is called in the stream; none until its entry has come.
     root_path: Option<Vec<u8>>,
+    /// The path of the folder that is being filled.
+    path: Vec<u8>,
+    /// Where the last hard link led, and the folder of that: the next one often leads there, too.
+    linked: Option<(Vec<u8>, OwnedFd)>,
 }
 
 impl Unpacking {
     pub(super) fn begin(root: &Path) -> io::Result<Self> {
         let failed = |errno: Errno| reading(b"", errno);
         let folder = open(root, FOLDER, Mode::empty()).map_err(failed)?;
-        for entry in Dir::read_from(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if ![c".", c".."].contains(&entry.file_name()) {
-                return Err(unfit(b"", format!("{} is in it already", shown(entry.file_name().to_bytes()))));
+        if let Some(name) = first_name(&folder)? {
+            return Err(io::Error::other(ArchiveError::Occupied(shown(&name))));
+        }
+        // An access control list that it has of the folder around it would be that of all in it.
+        for name in Place::Open(folder.as_fd()).xattr_names().map_err(failed)?.split(|byte| *byte == 0) {
+            if name.starts_with(b"system.posix_acl_") {
+                fremovexattr(&folder, name).map_err(failed)?;
             }
         }
         fchown(&folder, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(failed)?;
         fchmod(&folder, Mode::from_raw_mode(UNFINISHED)).map_err(failed)?;
-        Ok(Self { folders: Folders::new(), root: folder, root_path: None })
+        Ok(Self { folders: Folders::new(), root: folder, root_path: None, path: Vec::new(), linked: None })
     }
 
     /// Puts the next entry in place.
@@ -71,29 +96,29 @@ impl Unpacking {
                 return Err(invalid(format!("it begins with {}, no folder", shown(&path))));
             }
             self.root_path = Some(path.clone());
-            let attributes = std::mem::take(&mut entry.attributes);
-            let filling = Filling { path: path.clone(), attributes };
+            self.path.clone_from(&path);
+            let filling = Filling { length: path.len(), attributes: std::mem::take(&mut entry.attributes) };
             return self.folders.enter(self.root.try_clone()?, filling).map_err(failed);
         }
         let (parent, name) = parent_and_name(&path);
-        while self.folders.depth() > 1 && self.folders.last().is_some_and(|(_, filling)| filling.path != parent) {
+        while self.folders.depth() > 1 && self.path != parent {
             self.leave()?;
         }
-        let Some((folder, _)) = self.folders.last().filter(|(_, filling)| filling.path == parent && !name.is_empty())
-        else {
+        let Some((folder, _)) = self.folders.last().filter(|_| self.path == parent && !name.is_empty()) else {
             return Err(invalid(format!("{} is in no folder before it", shown(&path))));
         };
         let kind = match entry.kind {
             Kind::Directory => {
                 mkdirat(folder, name, Mode::from_raw_mode(UNFINISHED)).map_err(failed)?;
                 let inner = openat(folder, name, FOLDER, Mode::empty()).map_err(failed)?;
-                let attributes = std::mem::take(&mut entry.attributes);
-                return self.folders.enter(inner, Filling { path: path.clone(), attributes }).map_err(failed);
+                let filling = Filling { length: path.len(), attributes: std::mem::take(&mut entry.attributes) };
+                self.path.clone_from(&path);
+                return self.folders.enter(inner, filling).map_err(failed);
             }
             Kind::File => return put_file(folder, name, entry),
             Kind::HardLink => {
                 let root_path = self.root_path.as_deref().unwrap_or_default();
-                return link(&self.root, root_path, folder, name, entry);
+                return link(&mut self.linked, (&self.root, root_path), (folder, name), entry);
             }
             Kind::Symlink => FileType::Symlink,
             Kind::Fifo => FileType::Fifo,
@@ -107,8 +132,11 @@ impl Unpacking {
 
     fn leave(&mut self) -> io::Result<()> {
         let left = self.folders.leave().map_err(|errno| reading(b"", errno))?;
-        let Some((folder, Filling { path, attributes })) = left else { return Ok(()) };
-        Place::Open(folder.as_fd()).set(Kind::Directory, &attributes).map_err(|errno| writing(&path, errno))
+        let Some((folder, Filling { attributes, .. })) = left else { return Ok(()) };
+        let set = Place::Open(folder.as_fd()).set(Kind::Directory, &attributes);
+        set.map_err(|errno| writing(&self.path, errno))?;
+        self.path.truncate(self.folders.last().map_or(0, |(_, filling)| filling.length));
+        Ok(())
     }
 
     /// Ends it, once all of it has come: the root's own attributes are the last write of all.
@@ -127,15 +155,28 @@ impl Unpacking {
 }
 
 /// One more name of what stands before it. On the way there no link is followed either.
-fn link(root: &OwnedFd, root_path: &[u8], folder: BorrowedFd<'_>, name: &[u8], entry: &Entry<'_>) -> io::Result<()> {
+fn link(
+    linked: &mut Option<(Vec<u8>, OwnedFd)>,
+    (root, root_path): (&OwnedFd, &[u8]),
+    (folder, name): (BorrowedFd<'_>, &[u8]),
+    entry: &Entry<'_>,
+) -> io::Result<()> {
     let failed = |errno: Errno| writing(&entry.path, errno);
     let below = entry.link.strip_prefix(root_path).unwrap_or(&entry.link);
     let (parent, target) = parent_and_name(below.strip_prefix(b"/").unwrap_or(below));
-    let mut at = root.try_clone()?;
-    for step in parent.split(|byte| *byte == b'/').filter(|step| !step.is_empty()) {
-        at = openat(&at, step, FOLDER, Mode::empty()).map_err(failed)?;
-    }
-    linkat(&at, target, folder, name, AtFlags::empty()).map_err(failed)
+    let there = match linked.take() {
+        Some((path, there)) if path == parent => there,
+        _ => {
+            let mut at = root.try_clone()?;
+            for step in parent.split(|byte| *byte == b'/').filter(|step| !step.is_empty()) {
+                at = openat(&at, step, FOLDER, Mode::empty()).map_err(failed)?;
+            }
+            at
+        }
+    };
+    linkat(&there, target, folder, name, AtFlags::empty()).map_err(failed)?;
+    *linked = Some((parent.to_vec(), there));
+    Ok(())
 }
 
 fn make(folder: BorrowedFd<'_>, name: &[u8], kind: FileType, entry: &Entry<'_>) -> rustix::io::Result<()> {

@@ -11,7 +11,7 @@ use std::path::Path;
 use rustix::fs::{Dir, FileType, Mode, OFlags, SeekFrom, Statx, StatxAttributes, open, openat, readlinkat, seek};
 use rustix::io::Errno;
 
-use super::super::entries::{Attributes, Entry, Kind, PATH_MAX, Segment, SegmentsBuilder};
+use super::super::entries::{Attributes, Entry, Kind, PATH_MAX, SEGMENTS_MAX, Segment, SegmentsBuilder};
 use super::attributes::{Place, reading, unfit};
 use super::folders::{FOLDER, Folders};
 
@@ -19,25 +19,54 @@ use super::folders::{FOLDER, Folders};
 const FILE: OFlags =
     OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
+/// What names and attributes may take that have to be kept in memory, in bytes: those of the folders on the
+/// way to where one is, and the first names of files that have more to come. Less than half of what a helper
+/// has: whoever puts the tree in place again keeps the folders' attributes, too.
+const KEPT_MAX: usize = 160 * 1024 * 1024;
+/// What keeping one more costs beside its bytes.
+const KEPT_EACH: usize = 64;
+
+/// What is kept in memory.
+#[derive(Default)]
+struct Kept(usize);
+
+impl Kept {
+    fn add(&mut self, length: usize, path: &[u8]) -> io::Result<()> {
+        self.0 += length + KEPT_EACH;
+        if self.0 > KEPT_MAX {
+            return Err(unfit(path, "there are too many names, or attributes of folders, to be kept in mind"));
+        }
+        Ok(())
+    }
+
+    fn drop(&mut self, length: usize) {
+        self.0 = self.0.saturating_sub(length + KEPT_EACH);
+    }
+}
+
 /// What is left to be read of a folder.
 struct Names {
     left: std::vec::IntoIter<Vec<u8>>,
     /// How long its own path is.
     length: usize,
+    /// What its attributes take.
+    attributes: usize,
 }
 
 impl Names {
-    fn of(folder: &OwnedFd, path: &[u8]) -> io::Result<Self> {
+    fn of(folder: &OwnedFd, path: &[u8], attributes: usize, kept: &mut Kept) -> io::Result<Self> {
         let failed = |errno: Errno| reading(path, errno);
+        kept.add(attributes, path)?;
         let mut names = Vec::new();
         for entry in Dir::read_from(folder).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name().to_bytes().to_vec();
             if name != b"." && name != b".." {
+                kept.add(name.len(), path)?;
                 names.push(name);
             }
         }
         names.sort_unstable();
-        Ok(Self { left: names.into_iter(), length: path.len() })
+        Ok(Self { left: names.into_iter(), length: path.len(), attributes })
     }
 }
 
@@ -46,15 +75,19 @@ pub(super) fn each(root: &Path, mut visit: impl FnMut(&mut Entry<'_>) -> io::Res
     let mut path: Vec<u8> = Vec::new();
     let folder = open(root, FOLDER, Mode::empty()).map_err(|errno| reading(&path, errno))?;
     let device = numbers(&Place::Open(folder.as_fd()).stat().map_err(|errno| reading(&path, errno))?);
-    show(Kind::Directory, Place::Open(folder.as_fd()), &path, &mut visit)?;
-    let (names, mut folders) = (Names::of(&folder, &path)?, Folders::new());
+    let mut kept = Kept::default();
+    let attributes = show(Kind::Directory, Place::Open(folder.as_fd()), &path, &mut visit)?;
+    let (names, mut folders) = (Names::of(&folder, &path, attributes, &mut kept)?, Folders::new());
     folders.enter(folder, names).map_err(|errno| reading(&path, errno))?;
-    let mut linked: HashMap<u64, Vec<u8>> = HashMap::new();
+    // By inode: the first name, and how many more are to come.
+    let mut linked: HashMap<u64, (Vec<u8>, u32)> = HashMap::new();
     while let Some((folder, names)) = folders.last() {
         let Some(name) = names.left.next() else {
+            kept.drop(names.attributes);
             folders.leave().map_err(|errno| reading(&path, errno))?;
             continue;
         };
+        kept.drop(name.len());
         path.truncate(names.length);
         if !path.is_empty() {
             path.push(b'/');
@@ -71,8 +104,13 @@ pub(super) fn each(root: &Path, mut visit: impl FnMut(&mut Entry<'_>) -> io::Res
         }
         let kind = kind(&stat).ok_or_else(|| unfit(&path, "it is of an unknown kind"))?;
         if kind != Kind::Directory && stat.stx_nlink > 1 {
-            if let Some(first) = linked.get(&stat.stx_ino) {
+            if let Some((first, left)) = linked.get_mut(&stat.stx_ino) {
                 let (path, link) = (path.clone(), first.clone());
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    kept.drop(first.len());
+                    linked.remove(&stat.stx_ino);
+                }
                 // What programs expect of one, and the first format's digest has.
                 let (mode, uid, gid) = (u32::from(stat.stx_mode) & 0o7777, stat.stx_uid.into(), stat.stx_gid.into());
                 let attributes = Attributes { mode, uid, gid, ..Attributes::default() };
@@ -81,13 +119,14 @@ pub(super) fn each(root: &Path, mut visit: impl FnMut(&mut Entry<'_>) -> io::Res
                 visit(&mut Entry { kind: Kind::HardLink, path, link, attributes, size, segments, content })?;
                 continue;
             }
-            linked.insert(stat.stx_ino, path.clone());
+            kept.add(path.len(), &path)?;
+            linked.insert(stat.stx_ino, (path.clone(), stat.stx_nlink - 1));
         }
         match kind {
             Kind::Directory => {
                 let inner = openat(folder, name.as_slice(), FOLDER, Mode::empty()).map_err(failed)?;
-                show(kind, Place::Open(inner.as_fd()), &path, &mut visit)?;
-                let names = Names::of(&inner, &path)?;
+                let attributes = show(kind, Place::Open(inner.as_fd()), &path, &mut visit)?;
+                let names = Names::of(&inner, &path, attributes, &mut kept)?;
                 folders.enter(inner, names).map_err(failed)?;
             }
             Kind::File => {
@@ -100,7 +139,9 @@ pub(super) fn each(root: &Path, mut visit: impl FnMut(&mut Entry<'_>) -> io::Res
                 let (path, content, segments) = (path.clone(), &mut io::empty(), Vec::new());
                 visit(&mut Entry { kind, path, link, attributes, size: 0, segments, content })?;
             }
-            _ => show(kind, place, &path, &mut visit)?,
+            _ => {
+                show(kind, place, &path, &mut visit)?;
+            }
         }
     }
     Ok(())
@@ -124,42 +165,45 @@ fn kind(stat: &Statx) -> Option<Kind> {
     })
 }
 
-/// An entry without content.
+/// An entry without content. How much its extended attributes take.
 fn show(
     kind: Kind,
     place: Place<'_>,
     path: &[u8],
     visit: &mut impl FnMut(&mut Entry<'_>) -> io::Result<()>,
-) -> io::Result<()> {
+) -> io::Result<usize> {
     let (path, link, attributes) = (path.to_vec(), Vec::new(), place.attributes(kind, path)?);
-    visit(&mut Entry { kind, path, link, attributes, size: 0, segments: Vec::new(), content: &mut io::empty() })
+    let length = attributes.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    visit(&mut Entry { kind, path, link, attributes, size: 0, segments: Vec::new(), content: &mut io::empty() })?;
+    Ok(length)
 }
 
 fn show_file(file: &File, path: &[u8], visit: &mut impl FnMut(&mut Entry<'_>) -> io::Result<()>) -> io::Result<()> {
     let place = Place::Open(file.as_fd());
     let stat = place.stat().map_err(|errno| reading(path, errno))?;
     if kind(&stat) != Some(Kind::File) {
-        return Err(unfit(path, "it has become something else"));
+        return Err(reading(path, Errno::STALE));
     }
     let (kind, attributes) = (Kind::File, place.attributes(Kind::File, path)?);
     let segments = segments(file, stat.stx_size).map_err(|errno| reading(path, errno))?;
+    let segments = segments.ok_or_else(|| unfit(path, format!("it has more than {SEGMENTS_MAX} holes")))?;
     let mut content = Pieces { file, left: segments.clone().into_iter(), current: None, path };
     let (path, link) = (path.to_vec(), Vec::new());
     visit(&mut Entry { kind, path, link, attributes, size: stat.stx_size, segments, content: &mut content })
 }
 
-/// Where a file's content is (lseek(2), `SEEK_DATA`).
-fn segments(file: &File, size: u64) -> rustix::io::Result<Vec<Segment>> {
+/// Where a file's content is (lseek(2), `SEEK_DATA`); none where there are too many holes in it.
+fn segments(file: &File, size: u64) -> rustix::io::Result<Option<Vec<Segment>>> {
     let mut builder = SegmentsBuilder::default();
-    let mut at = 0;
-    while at < size {
+    let (mut at, mut fits) = (0, true);
+    while at < size && fits {
         let from = match seek(file, SeekFrom::Data(at)) {
             Ok(from) => from.min(size),
             // Nothing but a hole is left.
             Err(Errno::NXIO) => break,
-            // The file system has no word on it.
+            // A file system that does not tell.
             Err(Errno::INVAL) => {
-                builder.push(at, size);
+                fits = builder.push(at, size);
                 break;
             }
             Err(errno) => return Err(errno),
@@ -168,10 +212,10 @@ fn segments(file: &File, size: u64) -> rustix::io::Result<Vec<Segment>> {
             break;
         }
         let to = seek(file, SeekFrom::Hole(from))?.min(size);
-        builder.push(from, to);
+        fits = builder.push(from, to);
         at = to;
     }
-    Ok(builder.finish())
+    Ok(fits.then(|| builder.finish()))
 }
 
 /// The bytes of a file's segments, one after the other.

@@ -12,12 +12,14 @@
 
 mod image;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bollard::container::{AttachContainerResults, LogOutput};
+use bollard::models::ContainerSummary;
 use bollard::query_parameters::{
-    AttachContainerOptions, CreateContainerOptions, InspectContainerOptions, RemoveContainerOptions,
-    StartContainerOptions, WaitContainerOptions,
+    AttachContainerOptions, CreateContainerOptions, InspectContainerOptions, ListContainersOptions,
+    RemoveContainerOptions, StartContainerOptions, WaitContainerOptions,
 };
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -29,8 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::listed::is_helper;
-use super::{ContainersError, Data, Docker, classify, spec, status};
+use super::{ContainersError, Data, Docker, LABEL_HELPER, LABEL_INSTALLATION, classify, spec, status};
 use crate::archive::tree::Found;
 use crate::archive::{ArchiveError, FORMAT};
 use crate::containers::Reading;
@@ -50,7 +51,7 @@ const REMOVAL: Duration = Duration::from_secs(10);
 
 /// What a helper is to do with the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::containers) enum Work {
+pub enum Work {
     /// Write all of it to standard output, and then read it once more.
     Read,
     /// Fill it from standard input, and then read it.
@@ -60,8 +61,12 @@ pub(in crate::containers) enum Work {
 }
 
 impl Work {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Look];
+
     /// As the command line has it.
-    pub(in crate::containers) fn word(self) -> &'static str {
+    #[must_use]
+    pub fn word(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write => "write",
@@ -78,6 +83,8 @@ pub enum Report {
     Found(Found),
     /// Something that can't be kept, or can't be put there, however often it is tried.
     Unfit(String),
+    /// The volume that was to be filled holds something already; it was left as it is.
+    Occupied(String),
     /// It did not work out this time.
     Failed(String),
 }
@@ -88,7 +95,8 @@ impl Report {
     pub fn of(outcome: Result<Found, ArchiveError>) -> Self {
         match outcome {
             Ok(found) => Self::Found(found),
-            Err(error @ (ArchiveError::Io { .. } | ArchiveError::Engine(_))) => Self::Failed(error.to_string()),
+            Err(error @ ArchiveError::Occupied(_)) => Self::Occupied(error.to_string()),
+            Err(error) if error.may_pass() => Self::Failed(error.to_string()),
             Err(error) => Self::Unfit(error.to_string()),
         }
     }
@@ -97,6 +105,7 @@ impl Report {
         match self {
             Self::Found(found) => Ok(found),
             Self::Unfit(why) => Err(ContainersError::Unfit(why)),
+            Self::Occupied(why) => Err(ContainersError::Occupied(why)),
             Self::Failed(why) => Err(ContainersError::Refused(why)),
         }
     }
@@ -108,6 +117,8 @@ struct Helper {
     id: String,
     streams: AttachContainerResults,
     said: Vec<u8>,
+    /// How its streams ended, if that was no good end.
+    broken: Option<ContainersError>,
 }
 
 impl Helper {
@@ -120,7 +131,12 @@ impl Helper {
                 Err(_) if self.runs().await? => continue,
                 Err(_) => None,
             };
-            match output.transpose().map_err(classify)? {
+            // It may have said why, and left what it was still to be told.
+            let output = output.transpose().unwrap_or_else(|error| {
+                self.broken = Some(classify(error));
+                None
+            });
+            match output {
                 None => return Ok(None),
                 Some(LogOutput::StdErr { message }) => {
                     self.said.extend_from_slice(&message);
@@ -154,12 +170,12 @@ impl Helper {
     /// What it had to say.
     async fn report(mut self) -> Result<Found, ContainersError> {
         self.gone().await;
-        let said = String::from_utf8_lossy(&self.said);
+        let said = String::from_utf8_lossy(&self.said).into_owned();
         match said.lines().next_back().and_then(|line| serde_json::from_str::<Report>(line).ok()) {
             Some(report) => report.outcome(),
-            None => Err(ContainersError::Refused(format!(
-                "the helper has ended without a report; it may have been out of memory; {said:?} is what it said"
-            ))),
+            None => Err(self.broken.take().unwrap_or_else(|| {
+                ContainersError::Refused(format!("the helper has ended without a report; it said {said:?}"))
+            })),
         }
     }
 }
@@ -198,7 +214,7 @@ impl Docker {
             Ok(streams)
         };
         match started.await {
-            Ok(streams) => Ok(Helper { client, id, streams, said: Vec::new() }),
+            Ok(streams) => Ok(Helper { client, id, streams, said: Vec::new(), broken: None }),
             Err(error) => {
                 remove(&client, &id).await;
                 Err(classify(error))
@@ -209,7 +225,7 @@ impl Docker {
     pub(super) async fn read_volume(&self, instance: Uuid, volume: &str) -> Result<Reading, ContainersError> {
         let mut helper = self.helper(instance, volume, Work::Read, FORMAT).await?;
         let (pieces, mut taken) = mpsc::channel(DEPTH);
-        let (told, again) = oneshot::channel();
+        let (report, second_look) = oneshot::channel();
         tokio::spawn(async move {
             loop {
                 match helper.next().await {
@@ -227,13 +243,13 @@ impl Docker {
                 }
             }
             match helper.report().await {
-                Ok(found) => drop(told.send(found)),
+                Ok(found) => drop(report.send(found)),
                 Err(error) => drop(pieces.send(Err(error)).await),
             }
         });
         let tar: Data = futures_util::stream::poll_fn(move |context| taken.poll_recv(context)).boxed();
         let gone = |_| ContainersError::Refused("the helper has ended without a report".to_owned());
-        Ok(Reading { tar, again: again.map(move |told| told.map_err(gone)).boxed() })
+        Ok(Reading { tar, second_look: second_look.map(move |found| found.map_err(gone)).boxed() })
     }
 
     pub(super) async fn fill_volume(
@@ -285,8 +301,16 @@ impl Docker {
         format: u32,
     ) -> Result<Found, ContainersError> {
         let mut helper = self.helper(instance, volume, Work::Look, format).await?;
-        while helper.next().await?.is_some() {}
-        helper.report().await
+        loop {
+            match helper.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return helper.report().await,
+                Err(error) => {
+                    remove(&helper.client, &helper.id).await;
+                    return Err(error);
+                }
+            }
+        }
     }
 
     /// Removes helpers that a server has left behind: made and never started, or ended and there still.
@@ -296,7 +320,7 @@ impl Docker {
     /// [`ContainersError::Unreachable`] when the engine does not answer.
     pub(super) async fn remove_helpers_left_behind(&self, now: DateTime<Utc>) -> Result<(), ContainersError> {
         let client = self.client().await?;
-        for summary in self.summaries(None, None).await?.into_iter().filter(is_helper) {
+        for summary in self.helpers(None).await? {
             let made = summary.created.and_then(|seconds| DateTime::from_timestamp(seconds, 0)).unwrap_or_default();
             let runs = summary.state.is_some_and(|state| state.to_string() == "running");
             if let Some(id) = summary.id.filter(|_| !runs && now - made >= LEFT_BEHIND) {
@@ -307,18 +331,26 @@ impl Docker {
         Ok(())
     }
 
-    /// Removes every helper of this installation, whatever it does.
+    /// Removes every helper of this installation, or of one instance, whatever it does.
     ///
     /// # Errors
     /// [`ContainersError::Unreachable`] when the engine does not answer.
-    pub async fn remove_helpers(&self) -> Result<(), ContainersError> {
+    pub async fn remove_helpers(&self, instance: Option<Uuid>) -> Result<(), ContainersError> {
         let client = self.client().await?;
-        for summary in self.summaries(None, None).await?.into_iter().filter(is_helper) {
-            if let Some(id) = summary.id {
+        for helper in self.helpers(instance).await? {
+            if let Some(id) = helper.id {
                 remove(client, &id).await;
             }
         }
         Ok(())
+    }
+
+    async fn helpers(&self, instance: Option<Uuid>) -> Result<Vec<ContainerSummary>, ContainersError> {
+        let label = instance.map_or_else(|| LABEL_HELPER.to_owned(), |id| format!("{LABEL_HELPER}={id}"));
+        let ours = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
+        let filters = HashMap::from([("label".to_owned(), vec![ours, label])]);
+        let options = ListContainersOptions { all: true, filters: Some(filters), ..ListContainersOptions::default() };
+        self.client().await?.list_containers(Some(options)).await.map_err(classify)
     }
 }
 

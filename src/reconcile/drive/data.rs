@@ -28,13 +28,13 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         // A name that no archive ever had: what was once unclaimed is never taken for this one.
         let once = Uuid::new_v4().simple().to_string();
         let name = format!("{}-{}-{}", instance.container, instance.id.simple(), &once[..8]);
-        let Reading { tar, again } = containers.read_data(instance).await.map_err(postponed)?;
+        let Reading { tar, second_look } = containers.read_data(instance).await.map_err(postponed)?;
         // What the volume's reader can't keep is told in its own words.
         let (tar, unfit) = told_apart(tar);
         let stored = archives.store(&name, &Header::of(instance), tar).await;
         let stored = stored.map_err(|error| unfit.take().unwrap_or_else(|| Halt::Postponed(error.into())))?;
-        // Once more from the disk: what was read while somebody wrote is no copy of anything.
-        let unchanged = again.await.is_ok_and(|found| found.digest == stored.digest);
+        // What was read while somebody wrote is no copy of anything.
+        let unchanged = second_look.await.is_ok_and(|found| found.digest == stored.digest);
         let runs = matches!(containers.inspect(instance).await?, Seen::Ours(container) if container.is_up());
         if runs || !unchanged {
             drop(archives.remove(&stored.file).await);
@@ -50,21 +50,24 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     /// The volume has to be there: to make an empty one, and archive that, would be to lose the data.
     async fn volume_to_read(&self, instance: &Instance) -> Result<(), ContainersError> {
         let containers = &self.world.containers;
-        // One that was laid to rest before it ever ran has no data yet. The engine gives a volume its
-        // root with its first container.
-        if instance.generation == 1 && !instance.returning() && instance.archive.is_none() {
+        if instance.generation == 1 && !instance.expects_data() {
+            // One that was laid to rest before it ever ran has no data yet.
             containers.prepare_data(instance).await?;
-            match containers.inspect(instance).await? {
-                Seen::Ours(container) if container.has_data_of(instance) => {}
-                Seen::Ours(_) => containers.remove(instance).await?,
-                Seen::Absent => containers.create(instance).await?,
-                Seen::Foreign => return Err(ContainersError::NameHeld(instance.container.to_string())),
-            }
         }
-        if containers.has_volume(&instance.volume()).await? {
+        if !containers.has_volume(&instance.volume()).await? {
+            return Err(ContainersError::Refused(format!("its volume {} is gone", instance.volume())));
+        }
+        if instance.expects_data() {
             return Ok(());
         }
-        Err(ContainersError::Refused(format!("its volume {} is gone", instance.volume())))
+        // The engine gives a volume its root with its first container.
+        match containers.inspect(instance).await? {
+            Seen::Ours(container) if container.has_data_of(instance) => return Ok(()),
+            Seen::Ours(_) => containers.remove(instance).await?,
+            Seen::Absent => {}
+            Seen::Foreign => return Err(ContainersError::NameHeld(instance.container.to_string())),
+        }
+        containers.create(instance).await
     }
 
     /// Removes the volumes, since the archive has the data: which is looked at once more.
@@ -72,13 +75,17 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let World { manifest, containers, archives, faults, .. } = self.world;
         let Some(archive) = &instance.archive else { return Ok(()) };
         if let Err(error) = archives.verify(archive).await {
-            if containers.has_volume(&instance.volume()).await? {
-                // Nothing is lost: the volume has it still.
+            // The volume has it still, if all of it is there: the engine may have begun to remove it.
+            let whole = containers.has_volume(&instance.volume()).await.map_err(postponed)?
+                && containers.look_at_data(instance, archive.format).await.map_err(postponed)?.digest == archive.digest;
+            if whole {
                 manifest.archive_lost(instance).await?;
             }
             return Err(Halt::Postponed(error.into()));
         }
-        containers.remove_volumes(instance.id).await?;
+        containers.end_helpers(instance.id).await.map_err(postponed)?;
+        // This one alone: another one of its may be newer, if the manifest was restored from a backup.
+        containers.remove_volume(&instance.volume()).await.map_err(postponed)?;
         faults.hit(Boundary::VolumesFreed).await;
         manifest.advance(instance, Phase::Archived, instance.attempts).await?;
         log::info!(instance:% = instance.id; "{} is archived", instance.container);
@@ -90,6 +97,8 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let World { manifest, containers, archives, faults, .. } = self.world;
         let Some(archive) = &instance.archive else { return Ok(()) };
         archives.verify(archive).await?;
+        // A server that was killed may have left one at work, which has not noticed yet.
+        containers.end_helpers(instance.id).await?;
         let at = |serial| Instance { volume_serial: serial, archive: None, ..instance.clone() };
         let next = if let Some(serial) = self.restored_before(instance, archive).await? {
             at(serial)
@@ -98,13 +107,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
             while containers.has_volume(&next.volume()).await? {
                 next.volume_serial += 1;
             }
-            if let Err(halt) = self.fill(&next, archive).await {
-                // It was made by this attempt, and is nobody's.
-                if let Err(error) = containers.remove_volume(&next.volume()).await {
-                    log::warn!(instance:% = instance.id; "{} is half filled, and left: {error}", next.volume());
-                }
-                return Err(halt);
-            }
+            self.fill(&next, archive).await?;
             next
         };
         faults.hit(Boundary::DataRestored).await;
@@ -115,14 +118,23 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         Ok(())
     }
 
+    /// Fills a new volume; one that could not be filled is removed.
     async fn fill(&self, next: &Instance, archive: &Archive) -> Result<(), Halt> {
         let World { containers, archives, .. } = self.world;
-        let found = containers.write_data(next, archive.format, archives.data(archive).boxed()).await?;
-        if found.unfinished || found.digest != archive.digest {
-            let why = format!("what was restored from {} is not what was archived", archive.file);
-            return Err(Halt::Failed(Failure::lasting(why)));
+        let failed = match containers.write_data(next, archive.format, archives.data(archive).boxed()).await {
+            Ok(found) if found.digest == archive.digest => return Ok(()),
+            Ok(_) => Halt::Failed(Failure::lasting(format!(
+                "what was restored from {} is not what was archived",
+                archive.file
+            ))),
+            // It is somebody's, and was left as it is.
+            Err(error @ ContainersError::Occupied(_)) => return Err(error.into()),
+            Err(error) => error.into(),
+        };
+        if let Err(error) = containers.remove_volume(&next.volume()).await {
+            log::warn!(instance:% = next.id; "{} is half filled, and left: {error}", next.volume());
         }
-        Ok(())
+        Err(failed)
     }
 
     /// What attempts before have left, whose process was ended: a volume that is whole, to be used, by
@@ -135,7 +147,15 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let mut whole = None;
         for serial in serials.filter(|serial| *serial > instance.volume_serial) {
             let left = Instance { volume_serial: serial, ..instance.clone() };
-            let found = containers.look_at_data(&left, archive.format).await?;
+            let found = match containers.look_at_data(&left, archive.format).await {
+                Ok(found) => found,
+                Err(error @ ContainersError::Unreachable(_)) => return Err(error.into()),
+                // Nothing that was unpacked here.
+                Err(error) => {
+                    log::warn!(instance:% = instance.id; "{} is left as it is: {error}", left.volume());
+                    continue;
+                }
+            };
             if found.unfinished || (found.digest == archive.digest && whole.is_some()) {
                 containers.remove_volume(&left.volume()).await?;
             } else if found.digest == archive.digest {
@@ -152,6 +172,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         if matches!(containers.inspect(instance).await?, Seen::Ours(container) if container.generation >= 0) {
             containers.remove(instance).await?;
         }
+        containers.end_helpers(instance.id).await?;
         containers.remove_volumes(instance.id).await?;
         // Copies that nobody claims are its data, too.
         for stored in archives.list().await?.iter().filter(|stored| archive_of(&stored.file) == Some(instance.id)) {
@@ -204,10 +225,7 @@ fn told_apart(tar: Data) -> (impl Stream<Item = Result<Bytes, String>> + Send, E
 
 impl From<ArchiveError> for Failure {
     fn from(error: ArchiveError) -> Self {
-        match error {
-            ArchiveError::Io { .. } | ArchiveError::Engine(_) => Self::passing(error.to_string()),
-            other => Self::lasting(other.to_string()),
-        }
+        if error.may_pass() { Self::passing(error.to_string()) } else { Self::lasting(error.to_string()) }
     }
 }
 

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use bollard::query_parameters::{CreateImageOptions, ListImagesOptions, RemoveImageOptions};
@@ -17,6 +16,8 @@ const REPOSITORY: &str = "haas/helper";
 const SELF: &str = "/proc/self/exe";
 const PROGRAM: &str = "haas";
 const LIBRARIES: &str = "lib";
+/// What the kernel says of a file that has no name any more.
+const REPLACED: &str = " (deleted)";
 /// Images of other versions that are older than this go when a new one is made; who needs one makes it
 /// anew.
 const KEPT_SECONDS: i64 = 7 * 86_400;
@@ -47,6 +48,11 @@ impl Program {
             if path == own {
                 continue;
             }
+            if name.ends_with(REPLACED) {
+                // The new one would not fit the others.
+                let why = format!("{} was replaced since this process began: restart Haas", path.display());
+                return Err(io::Error::other(why));
+            }
             if name.starts_with("ld-") {
                 program.loader = Some(name.clone());
             }
@@ -60,13 +66,20 @@ impl Program {
         libraries.chain([(PROGRAM.to_owned(), Path::new(SELF))])
     }
 
-    /// Tells it from every other version: each file is written once, and has its time.
+    /// Tells it from every other version.
     fn tag(&self) -> io::Result<String> {
         let mut hasher = Sha256::new();
+        let mut piece = vec![0; 1024 * 1024];
         for (name, path) in self.files() {
-            let metadata = fs::metadata(path)?;
-            let words = format!("{name} {} {}.{}\n", metadata.len(), metadata.mtime(), metadata.mtime_nsec());
-            hasher.update(words);
+            hasher.update(name.as_bytes());
+            let mut file = File::open(path)?;
+            hasher.update(file.metadata()?.len().to_be_bytes());
+            loop {
+                match file.read(&mut piece)? {
+                    0 => break,
+                    length => hasher.update(&piece[..length]),
+                }
+            }
         }
         Ok(hex::encode(hasher.finalize())[..16].to_owned())
     }
@@ -95,8 +108,7 @@ fn mapped(line: &str) -> Option<PathBuf> {
     let mut words = line.split_ascii_whitespace();
     let code = words.nth(1)?.contains('x');
     let path = line.get(line.find('/')?..)?;
-    // One that was replaced since would not fit the others.
-    (code && !path.ends_with(" (deleted)")).then(|| PathBuf::from(path))
+    code.then(|| PathBuf::from(path))
 }
 
 /// The image with this program; made, if it is not there.
@@ -156,12 +168,7 @@ mod tests {
         let line = |flags: &str, rest: &str| format!("7f0000000000-7f0000001000 {flags} 00000000 fe:00 1234 {rest}");
         assert_eq!(mapped(&line("r-xp", "   /usr/lib/libc.so.6")), Some(PathBuf::from("/usr/lib/libc.so.6")));
         assert_eq!(mapped(&line("r-xp", "   /a b/libc.so.6")), Some(PathBuf::from("/a b/libc.so.6")));
-        for (flags, rest) in [
-            ("r--p", "   /usr/lib/libc.so.6"),
-            ("r-xp", "   [vdso]"),
-            ("r-xp", ""),
-            ("r-xp", " /usr/lib/x.so (deleted)"),
-        ] {
+        for (flags, rest) in [("r--p", "   /usr/lib/libc.so.6"), ("r-xp", "   [vdso]"), ("r-xp", "")] {
             assert_eq!(mapped(&line(flags, rest)), None, "{flags} {rest}");
         }
     }
