@@ -115,6 +115,7 @@ impl Report {
 struct Helper {
     client: bollard::Docker,
     id: String,
+    work: Work,
     streams: AttachContainerResults,
     said: Vec<u8>,
     /// How its streams ended, if that was no good end.
@@ -122,7 +123,7 @@ struct Helper {
 }
 
 impl Helper {
-    /// The next piece of what it writes; none when it has ended.
+    /// The next piece of what it writes; none when it has ended, or has nothing more to say.
     async fn next(&mut self) -> Result<Option<Bytes>, ContainersError> {
         loop {
             let output = match timeout(SILENCE, self.streams.output.next()).await {
@@ -142,11 +143,21 @@ impl Helper {
                     self.said.extend_from_slice(&message);
                     let beyond = self.said.len().saturating_sub(SAID_MAX);
                     self.said.drain(..beyond);
+                    // What it writes comes by another stream, and may come later.
+                    if self.work != Work::Read && self.last_line().is_some() {
+                        return Ok(None);
+                    }
                 }
                 Some(LogOutput::StdOut { message }) => return Ok(Some(message)),
                 Some(LogOutput::StdIn { .. } | LogOutput::Console { .. }) => {}
             }
         }
+    }
+
+    /// Its report, if that has come.
+    fn last_line(&self) -> Option<Report> {
+        let said = String::from_utf8_lossy(self.said.strip_suffix(b"\n")?);
+        serde_json::from_str(said.lines().next_back()?).ok()
     }
 
     async fn runs(&mut self) -> Result<bool, ContainersError> {
@@ -169,11 +180,15 @@ impl Helper {
 
     /// What it had to say.
     async fn report(mut self) -> Result<Found, ContainersError> {
-        self.gone().await;
-        let said = String::from_utf8_lossy(&self.said).into_owned();
-        match said.lines().next_back().and_then(|line| serde_json::from_str::<Report>(line).ok()) {
+        let report = self.last_line();
+        // Whoever has had a volume filled goes on with it at once; others may want to remove it.
+        if self.work != Work::Write || !matches!(report, Some(Report::Found(_))) {
+            self.gone().await;
+        }
+        match report {
             Some(report) => report.outcome(),
             None => Err(self.broken.take().unwrap_or_else(|| {
+                let said = String::from_utf8_lossy(&self.said);
                 ContainersError::Refused(format!("the helper has ended without a report; it said {said:?}"))
             })),
         }
@@ -214,7 +229,7 @@ impl Docker {
             Ok(streams)
         };
         match started.await {
-            Ok(streams) => Ok(Helper { client, id, streams, said: Vec::new(), broken: None }),
+            Ok(streams) => Ok(Helper { client, id, work, streams, said: Vec::new(), broken: None }),
             Err(error) => {
                 remove(&client, &id).await;
                 Err(classify(error))
