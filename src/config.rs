@@ -242,7 +242,7 @@ settings! {
         /// Who is told before something is archived or purged: an URL that notices are posted to;
         /// empty for nobody. `webhook.key` among the secrets signs them.
         webhook_url: SecretUrl = "\"\"",
-        /// How long before.
+        /// How long before. So much time passes after the notice was delivered in any case.
         notice_before: Duration = "\"7d\"",
         /// Nothing is purged by the policy before its notice was delivered.
         purge_needs_notice: bool = "true",
