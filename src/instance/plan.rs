@@ -126,7 +126,7 @@ pub enum Step {
     Remove,
     /// Write the volume's data into an archive; from then on that has the data.
     Archive,
-    /// Remove the volumes, since the archive has the data; then `Archived`.
+    /// Remove the volume, since the archive has the data; then `Archived`.
     FreeVolumes,
     /// Write the archive's data into a new volume; from then on that has the data.
     Restore,

@@ -379,3 +379,46 @@ async fn remove(client: &bollard::Docker, id: &str) {
         Err(error) => log::debug!("a helper's container is left: {error}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::DockerSettings;
+    use super::*;
+    use crate::config::Config;
+    use crate::containers::Containers;
+    use crate::credentials::InstanceKey;
+
+    #[tokio::test]
+    async fn what_a_server_has_left_behind_goes_after_its_time_and_nothing_else() {
+        let tenant = Config::load(None, [], BTreeMap::new()).unwrap().tenant;
+        let engine = |installation| {
+            let key = InstanceKey::new([0; 32]);
+            Docker::new(DockerSettings { installation, tenant: tenant.clone(), key })
+        };
+        let (ours, theirs) = (engine(Uuid::new_v4()), engine(Uuid::new_v4()));
+        let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+        let client = ours.client().await.unwrap();
+        // As a server leaves them that ends before it starts them.
+        for (docker, instance) in [(&ours, one), (&ours, other), (&theirs, one)] {
+            let image = Image { name: tenant.image.clone(), entrypoint: vec!["node".to_owned()] };
+            let volume = format!("haas-test-{}", instance.simple());
+            let mut body = spec::helper(instance, docker.settings.installation, &volume, &image, Work::Look, FORMAT);
+            body.host_config.as_mut().unwrap().mounts = None;
+            client.create_container(None::<CreateContainerOptions>, body).await.unwrap();
+        }
+        let left = async |docker: &Docker| docker.helpers(None).await.unwrap().len();
+        assert_eq!((left(&ours).await, left(&theirs).await), (2, 1));
+        assert!(ours.list().await.unwrap().is_empty(), "they are no tenants");
+        let now = Utc::now();
+        ours.remove_helpers_left_behind(now).await.unwrap();
+        assert_eq!(left(&ours).await, 2, "they may be about to be started");
+        ours.end_helpers(one).await.unwrap();
+        assert_eq!((left(&ours).await, left(&theirs).await), (1, 1));
+        ours.remove_helpers_left_behind(now + LEFT_BEHIND + TimeDelta::seconds(5)).await.unwrap();
+        assert_eq!((left(&ours).await, left(&theirs).await), (0, 1));
+        theirs.remove_helpers(None).await.unwrap();
+        assert_eq!(left(&theirs).await, 0);
+    }
+}

@@ -70,7 +70,7 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         containers.create(instance).await
     }
 
-    /// Removes the volumes, since the archive has the data: which is looked at once more.
+    /// Removes the volume, since the archive has the data: which is looked at once more.
     pub(super) async fn free_volumes(&self, instance: &Instance) -> Result<(), Halt> {
         let World { manifest, containers, archives, faults, .. } = self.world;
         let Some(archive) = &instance.archive else { return Ok(()) };

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use bollard::query_parameters::{CreateImageOptions, ListImagesOptions, RemoveImageOptions};
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 
@@ -137,14 +138,14 @@ pub(super) async fn of_this_program(client: &bollard::Docker) -> Result<Image, C
         step.map_err(classify)?;
     }
     log::info!("made {}: this program, for what only root may do with a volume", image.name);
-    remove_older(client, &image.name).await;
+    remove_older(client, REPOSITORY, &image.name, Utc::now()).await;
     Ok(image)
 }
 
-async fn remove_older(client: &bollard::Docker, current: &str) {
-    let filters = [("reference".to_owned(), vec![REPOSITORY.to_owned()])].into();
+async fn remove_older(client: &bollard::Docker, repository: &str, current: &str, now: DateTime<Utc>) {
+    let filters = [("reference".to_owned(), vec![repository.to_owned()])].into();
     let options = ListImagesOptions { filters: Some(filters), ..ListImagesOptions::default() };
-    let oldest = chrono::Utc::now().timestamp() - KEPT_SECONDS;
+    let oldest = now.timestamp() - KEPT_SECONDS;
     for image in client.list_images(Some(options)).await.unwrap_or_default() {
         let old = image.created < oldest;
         for name in image.repo_tags.iter().filter(|name| old && *name != current) {
@@ -171,6 +172,37 @@ mod tests {
         for (flags, rest) in [("r--p", "   /usr/lib/libc.so.6"), ("r-xp", "   [vdso]"), ("r-xp", "")] {
             assert_eq!(mapped(&line(flags, rest)), None, "{flags} {rest}");
         }
+    }
+
+    #[tokio::test]
+    async fn images_of_other_versions_go_after_a_week() {
+        let client = bollard::Docker::connect_with_defaults().unwrap();
+        let repository = format!("haas-test/{}", uuid::Uuid::new_v4().simple());
+        for tag in ["old", "new"] {
+            let mut tar = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(3);
+            tar.append_data(&mut header, "version", tag.as_bytes()).unwrap();
+            let options = CreateImageOptions {
+                from_src: Some("-".to_owned()),
+                repo: Some(repository.clone()),
+                tag: Some(tag.to_owned()),
+                ..CreateImageOptions::default()
+            };
+            let body = bollard::body_full(tar.into_inner().unwrap().into());
+            let mut made = client.create_image(Some(options), Some(body), None);
+            while let Some(step) = made.next().await {
+                step.unwrap();
+            }
+        }
+        let (old, new) = (format!("{repository}:old"), format!("{repository}:new"));
+        let there = async |name: &str| client.inspect_image(name).await.is_ok();
+        remove_older(&client, &repository, &new, Utc::now()).await;
+        assert!(there(&old).await && there(&new).await);
+        remove_older(&client, &repository, &new, Utc::now() + chrono::TimeDelta::days(8)).await;
+        let left = (there(&old).await, there(&new).await);
+        client.remove_image(&new, None::<RemoveImageOptions>, None).await.unwrap();
+        assert_eq!(left, (false, true));
     }
 
     #[test]
