@@ -9,6 +9,7 @@
 //! | `worker` | waits for nudges, becomes the one actor or stands by |
 //! | `pass` | one look at everything; starts what is needed |
 //! | `drive` | takes one instance step by step, until it has to wait for something |
+//! | `turns` | places for what is done at the same time, shared fairly between users |
 //! | `publish` | what HAProxy routes to, as it was last confirmed |
 //! | `uses` | who is used, as HAProxy counts it |
 //! | `awake` | how many may be awake, and who makes room for whom |
@@ -27,18 +28,19 @@ mod notices;
 mod orphans;
 mod pass;
 mod publish;
+mod turns;
 mod unclaimed;
 mod uses;
 mod worker;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::{Notify, Semaphore, broadcast};
+use tokio::sync::{Notify, broadcast};
 use uuid::Uuid;
 
 use crate::archive::Archives;
@@ -56,6 +58,7 @@ pub use health::{Health, Part, Report};
 pub use lifecycle::{Decision, Outlook, decide, notice_horizon};
 pub use pass::{Planned, dry_run};
 pub use publish::routes;
+use turns::{Place, Standing, Turns};
 pub use unclaimed::{Stray, UnclaimedError, strays};
 pub use uses::{Held, HeldRequest, Uses};
 pub use worker::{Worker, settle};
@@ -78,6 +81,8 @@ pub enum ReconcileError {
 const TURNS: usize = 64;
 /// Archives that are written, and that are read, at the same time.
 const MOVES: usize = 2;
+/// How long a Hoodie is expected to take to answer for the first time, before any has: 2 s.
+const FIRST_ANSWER_MICROS: u64 = 2_000_000;
 
 /// Times and bounds of the reconciler.
 #[derive(Debug, Clone)]
@@ -176,7 +181,7 @@ pub struct World<C, P> {
     lanes: Lanes,
 }
 
-/// Those that are worked on at the same time, by what for: a storm of wakes must not keep others
+/// Places for what is done at the same time, by what for: a storm of wakes must not keep others
 /// from being provisioned, nor either of them those that make room by going to sleep.
 struct Lanes {
     new: Lane,
@@ -184,23 +189,39 @@ struct Lanes {
     leaving: Lane,
     /// On their way into an archive, which takes minutes of work and disk.
     archiving: Lane,
-    /// Places for those whose archives are restored.
-    restores: Semaphore,
+    /// For reading archives back.
+    restores: Turns,
+    /// Instances that failed, and have not answered since: their rows forget that when they go to rest.
+    failed: Mutex<HashSet<Uuid>>,
+    /// How long a Hoodie takes to answer for the first time, in microseconds.
+    first_answer: AtomicU64,
 }
 
 struct Lane {
-    turns: Semaphore,
-    /// Places for those that start at the same time.
-    starts: Semaphore,
+    turns: Turns,
+    /// For those that start at the same time.
+    starts: Turns,
 }
 
 impl Lane {
     fn new(turns: usize, starts: usize) -> Self {
-        Self { turns: Semaphore::new(turns), starts: Semaphore::new(starts) }
+        Self { turns: Turns::new(turns), starts: Turns::new(starts) }
     }
 }
 
 impl Lanes {
+    fn new(settings: &Settings) -> Self {
+        Self {
+            new: Lane::new(TURNS, settings.concurrency),
+            returning: Lane::new(TURNS, settings.wake_concurrency),
+            leaving: Lane::new(TURNS, settings.concurrency),
+            archiving: Lane::new(MOVES, settings.concurrency),
+            restores: Turns::new(MOVES),
+            failed: Mutex::default(),
+            first_answer: AtomicU64::new(FIRST_ANSWER_MICROS),
+        }
+    }
+
     fn of(&self, instance: &Instance) -> &Lane {
         match instance.desired {
             Desired::Running if instance.returning() => &self.returning,
@@ -210,12 +231,52 @@ impl Lanes {
         }
     }
 
-    fn turns_of(&self, instance: &Instance) -> &Semaphore {
-        &self.of(instance).turns
+    async fn turn(&self, instance: &Instance) -> Place<'_> {
+        self.of(instance).turns.acquire(&instance.username, self.standing(instance)).await
     }
 
-    fn starts_of(&self, instance: &Instance) -> &Semaphore {
-        &self.of(instance).starts
+    async fn start(&self, instance: &Instance) -> Place<'_> {
+        self.of(instance).starts.acquire(&instance.username, self.standing(instance)).await
+    }
+
+    async fn restore(&self, instance: &Instance) -> Place<'_> {
+        self.restores.acquire(&instance.username, self.standing(instance)).await
+    }
+
+    fn standing(&self, instance: &Instance) -> Standing {
+        let failed = instance.attempts > 0 || self.failures().contains(&instance.id);
+        if failed { Standing::Failed } else { Standing::Good }
+    }
+
+    fn failures(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_failure(&self, id: Uuid) {
+        self.failures().insert(id);
+    }
+
+    /// Forgets those that are gone.
+    fn forget_failures_but(&self, live: &[Instance]) {
+        let mut failures = self.failures();
+        if !failures.is_empty() {
+            let live: HashSet<Uuid> = live.iter().map(|row| row.id).collect();
+            failures.retain(|id| live.contains(id));
+        }
+    }
+
+    /// Its Hoodie answers, so long after it was started.
+    fn note_answer(&self, id: Uuid, after: Duration) {
+        self.failures().remove(&id);
+        let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+        // Two at the same time may forget one of them: it is an average.
+        let before = self.first_answer.load(Ordering::Relaxed);
+        self.first_answer.store((before / 8 * 7).saturating_add(micros / 8), Ordering::Relaxed);
+    }
+
+    /// How long a Hoodie usually takes to answer for the first time.
+    fn first_answer(&self) -> Duration {
+        Duration::from_micros(self.first_answer.load(Ordering::Relaxed))
     }
 }
 
@@ -236,13 +297,7 @@ impl<C: Containers, P: Proxy> World<C, P> {
         faults: Faults,
         webhook: Option<Webhook>,
     ) -> Arc<Self> {
-        let lanes = Lanes {
-            new: Lane::new(TURNS, settings.concurrency),
-            returning: Lane::new(TURNS, settings.wake_concurrency),
-            leaving: Lane::new(TURNS, settings.concurrency),
-            archiving: Lane::new(MOVES, settings.concurrency),
-            restores: Semaphore::new(MOVES),
-        };
+        let lanes = Lanes::new(&settings);
         let archives = Archives::new(settings.archive_dir.clone());
         let awake = Awake::new(settings.most_awake, settings.wake_concurrency);
         let held = Held::default();

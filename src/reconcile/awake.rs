@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::World;
+use super::turns::{Standing, Turns};
 use crate::containers::Containers;
 use crate::haproxy::Proxy;
 use crate::instance::policy::Descent;
@@ -32,7 +33,7 @@ pub(super) struct Awake {
     /// Held by whoever chooses the next one to go, from the look at all of them to the choice.
     choosing: tokio::sync::Mutex<()>,
     /// Those that look for somebody to make room for them, at the same time.
-    seekers: Semaphore,
+    seekers: Turns,
     seeking: AtomicUsize,
 }
 
@@ -68,7 +69,7 @@ impl Awake {
             places: Mutex::default(),
             changed: Notify::new(),
             choosing: tokio::sync::Mutex::default(),
-            seekers: Semaphore::new(seekers),
+            seekers: Turns::new(seekers),
             seeking: AtomicUsize::new(0),
         }
     }
@@ -163,7 +164,7 @@ impl<C: Containers, P: Proxy> World<C, P> {
         if self.awake.take(instance.id) {
             return Ok(Room::Made);
         }
-        let Ok(_seeker) = self.awake.seekers.acquire().await else { return Ok(Room::NotWanted) };
+        let _seeker = self.awake.seekers.acquire(&instance.username, self.lanes.standing(instance)).await;
         self.awake.seeking.fetch_add(1, Ordering::SeqCst);
         let _seeking = Seeking(&self.awake.seeking);
         let began = Instant::now();
@@ -224,7 +225,8 @@ impl<C: Containers, P: Proxy> World<C, P> {
         if leaving >= self.awake.seeking.load(Ordering::SeqCst) {
             return Ok(Eviction::UnderWay);
         }
-        for row in self.longest_idle(&awake).into_iter().filter(|row| row.id != for_whom.id) {
+        let idle = self.longest_idle(&awake).into_iter().filter(|row| row.id != for_whom.id);
+        for row in idle.chain(self.stuck(&awake, for_whom)) {
             let why = format!("makes room for {}", for_whom.container);
             match self.manifest.descend(row, Descent::Sleep, &why).await {
                 Ok(_) => {
@@ -241,6 +243,18 @@ impl<C: Containers, P: Proxy> World<C, P> {
             comes && lately(&row, self.settings.ready_timeout)
         });
         Ok(if coming || leaving > 0 { Eviction::UnderWay } else { Eviction::AllBusy })
+    }
+
+    /// Others' apps that have failed to start before, and are at it again: they give way to an app that
+    /// is expected to start.
+    fn stuck<'a>(&self, awake: &'a [Instance], for_whom: &Instance) -> impl Iterator<Item = &'a Instance> {
+        let gives_way = |row: &&Instance| {
+            (row.desired, row.phase) == (Desired::Running, Phase::Starting)
+                && row.username != for_whom.username
+                && self.lanes.standing(row) == Standing::Failed
+        };
+        let wanted = self.lanes.standing(for_whom) == Standing::Good;
+        awake.iter().filter(gives_way).take(if wanted { usize::MAX } else { 0 }).collect::<Vec<_>>().into_iter()
     }
 }
 

@@ -7,26 +7,30 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use chrono::Utc;
-use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::awake::Room;
 use super::publish::{Published, route};
+use super::turns::Place;
 use super::{Settings, World};
 use crate::containers::{Containers, ContainersError, DataFound};
 use crate::failpoint::Boundary;
 use crate::haproxy::{Proxy, RouteChange};
 use crate::instance::plan::{Observed, Seen, Step, attempts_carried, backoff, plan};
 use crate::instance::policy::Descent;
-use crate::instance::{Instance, Phase};
+use crate::instance::{Desired, Instance, Phase};
 use crate::manifest::ManifestError;
 
 /// Between two looks whether a Hoodie answers, while it is expected any moment.
 const PROBE_SOON: Duration = Duration::from_millis(5);
-/// Between two looks later on, and how long a starting Hoodie keeps its place in the line.
+/// Between two looks at the most, and the share of the time waited so far that passes between two.
 const PROBE_LATER: Duration = Duration::from_millis(250);
-const EXPECTED_WITHIN: Duration = Duration::from_secs(8);
+const PROBE_SHARE: u32 = 20;
+/// A Hoodie that takes so many times as long as usual to answer is not expected any moment any more, and
+/// gives its place among those that start to the next; within these bounds.
+const TIMES_AS_USUAL: u32 = 4;
+const EXPECTED_WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 /// How long a confirmed route may take to answer.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long Docker may take to show one container.
@@ -108,7 +112,7 @@ pub(super) async fn drive<C: Containers, P: Proxy>(
     id: Uuid,
 ) -> bool {
     let Ok(Some(row)) = world.manifest.get(id).await else { return false };
-    let Ok(_turn) = world.lanes.turns_of(&row).acquire().await else { return false };
+    let _turn = world.lanes.turn(&row).await;
     let mut driver = Driver { world: &world, published: &published, place: None };
     let mut changed = false;
     for _ in 0..ROUNDS {
@@ -148,7 +152,7 @@ struct Driver<'a, C, P> {
     world: &'a World<C, P>,
     published: &'a RwLock<Published>,
     /// A place among those that start at the same time.
-    place: Option<SemaphorePermit<'a>>,
+    place: Option<Place<'a>>,
 }
 
 impl<C: Containers, P: Proxy> Driver<'_, C, P> {
@@ -161,16 +165,8 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
         let room = self.world.awake.has(instance.id);
         let step = plan(instance, &Observed { container, routed, room }, now);
         log::debug!(instance:% = instance.id; "{} is {}: {step:?}", instance.container, instance.phase);
-        let starts = matches!(step, Step::Create | Step::Start | Step::Restore | Step::AwaitReady(_));
-        if starts && self.place.is_none() {
-            let place = self
-                .world
-                .lanes
-                .starts_of(instance)
-                .acquire()
-                .await
-                .map_err(|closed| Halt::Away(closed.to_string()))?;
-            self.place = Some(place);
+        if matches!(step, Step::Create | Step::Start) && self.place.is_none() {
+            self.place = Some(self.world.lanes.start(instance).await);
             // Much may have changed while waiting in line.
             return Ok(true);
         }
@@ -214,9 +210,9 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
             Step::Archive => self.archive(instance).await?,
             Step::FreeVolumes => self.free_volumes(instance).await?,
             Step::Restore => {
-                // Others start meanwhile.
-                let moving = self.world.lanes.restores.acquire().await;
-                let _moving = moving.map_err(|closed| Halt::Away(closed.to_string()))?;
+                // Nothing is started with it meanwhile.
+                self.place = None;
+                let _place = self.world.lanes.restore(instance).await;
                 self.unarchive(instance).await?;
             }
             Step::Purge => {
@@ -307,8 +303,9 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     /// Waits for an answer from Hoodie itself: an open port means nothing, since Docker may
     /// accept before the process inside listens.
     async fn await_ready(&mut self, instance: &Instance, next: Phase) -> Result<(), Halt> {
-        let World { manifest, containers, faults, settings, .. } = self.world;
+        let World { manifest, containers, faults, settings, lanes, .. } = self.world;
         let began = Instant::now();
+        let expected = (lanes.first_answer() * TIMES_AS_USUAL).clamp(EXPECTED_WITHIN.0, EXPECTED_WITHIN.1);
         let mut looked = began;
         while !containers.answers(instance).await {
             if began.elapsed() >= settings.ready_timeout {
@@ -327,14 +324,17 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
                     return Ok(());
                 }
             }
-            let soon = began.elapsed() < EXPECTED_WITHIN;
-            if !soon {
-                // One that does not come up must not keep others from starting.
+            let waited = began.elapsed();
+            if waited >= expected {
+                // A Hoodie that does not come up must not keep others from starting.
                 self.place = None;
             }
-            tokio::time::sleep(if soon { PROBE_SOON } else { PROBE_LATER }).await;
+            tokio::time::sleep((waited / PROBE_SHARE).clamp(PROBE_SOON, PROBE_LATER)).await;
         }
         self.place = None;
+        if instance.phase == Phase::Starting {
+            lanes.note_answer(instance.id, began.elapsed());
+        }
         faults.hit(Boundary::HoodieAnswered).await;
         if next == Phase::Running {
             manifest.running(instance).await?;
@@ -445,8 +445,12 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
 
     /// Ends an attempt: its last lines are kept, its container is not. Says whether the row was
     /// written, so that another look makes sense.
-    async fn fail(&self, instance: &Instance, failure: &Failure) -> bool {
+    async fn fail(&mut self, instance: &Instance, failure: &Failure) -> bool {
         let World { manifest, containers, settings, .. } = self.world;
+        self.place = None;
+        if instance.desired == Desired::Running {
+            self.world.lanes.note_failure(instance.id);
+        }
         let why = failure.why.as_str();
         if !instance.phase.may_become(Phase::Failed) {
             log::error!(instance:% = instance.id; "{} is {} and stays so: {why}", instance.container, instance.phase);

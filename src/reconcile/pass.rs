@@ -167,6 +167,7 @@ impl<C: Containers, P: Proxy> Actor<C, P> {
         self.health.postgres(None);
         self.report_corrupt(&corrupt);
         self.world.awake.sync(&live);
+        self.world.lanes.forget_failures_but(&live);
         self.publish(&live, read);
         let look = self.follow_policy(&live);
         let owned = self.look_at_docker().await;
