@@ -15,6 +15,7 @@ use common::{Figures, Verdict, full, heading};
 use haas::config::Config;
 use haas::containers::{Containers, Docker, DockerSettings, VolumeBound};
 use haas::credentials::InstanceKey;
+use haas::instance::storage::{Limits, Taken};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use uuid::Uuid;
@@ -24,7 +25,7 @@ const FILES: [(&str, usize); 5] =
     [("000003.log", 30_000), ("CURRENT", 16), ("LOCK", 0), ("LOG", 200), ("MANIFEST-000002", 50)];
 /// Databases of one Hoodie: five of its own, and one for each of its users.
 const DATABASES: usize = 15;
-const LIMIT: u64 = 1024 * 1024 * 1024;
+const LIMITS: Limits = Limits { mib: 1024, files: 100_000 };
 
 fn main() -> Result<()> {
     let (volumes, looks) = if full() { (200, 50) } else { (20, 5) };
@@ -37,11 +38,11 @@ async fn measure(count: usize, looks: u32) -> Result<()> {
     let docker = Docker::new(DockerSettings { installation, tenant, key: InstanceKey::new([0; 32]) });
     let volumes = Volumes::make(installation, count)?;
     let bounds = || -> Vec<VolumeBound> {
-        volumes.0.iter().map(|name| VolumeBound { name: name.clone(), limit: LIMIT }).collect()
+        volumes.0.iter().map(|name| VolumeBound { name: name.clone(), limits: LIMITS }).collect()
     };
     let taken = docker.disk_taken(bounds()).await?;
     let least = (DATABASES * 30_000) as u64;
-    let right = |bytes: &Option<u64>| bytes.is_some_and(|bytes| (least..4 * least).contains(&bytes));
+    let right = |taken: &Option<Taken>| taken.is_some_and(|taken| (least..4 * least).contains(&taken.bytes));
     ensure!(taken.len() == count && taken.iter().all(right), "it sees something else: {taken:?}");
 
     let mut wall = Figures::default();

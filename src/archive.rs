@@ -48,6 +48,7 @@ mod format;
 pub mod tree;
 
 use crate::instance::Instance;
+use crate::instance::storage::{Limits, Taken};
 use files::Unfinished;
 use format::Maker;
 
@@ -104,6 +105,9 @@ pub enum ArchiveError {
     /// The folder that a tree was to be put into holds something already.
     #[error("the volume holds {0} already")]
     Occupied(String),
+    /// The data in it is more than it may be: what there is too much of.
+    #[error("its data {0}")]
+    Exceeds(String),
     /// The stream itself says that it failed.
     #[error("reading the data: {0}")]
     Engine(String),
@@ -123,7 +127,7 @@ impl ArchiveError {
             Self::Io { .. } | Self::Engine(_) | Self::Occupied(_) => true,
             // What comes from an engine or a disk that is in trouble, or from files that are written to.
             Self::Truncated { file, .. } => file == STREAM || file == VOLUME,
-            Self::Corrupt { .. } | Self::Unfit { .. } | Self::Exists(_) | Self::BadName(_) => false,
+            Self::Corrupt { .. } | Self::Exceeds(_) | Self::Unfit { .. } | Self::Exists(_) | Self::BadName(_) => false,
         }
     }
 }
@@ -249,13 +253,14 @@ impl Archives {
         Ok(archive)
     }
 
-    /// Reads a whole file, and checks it by all there is to check it by.
+    /// Reads a whole file, and checks it by all there is to check it by. Says what its data would take of
+    /// a disk.
     ///
     /// # Errors
     /// [`ArchiveError`]: says what is wrong with it.
-    pub async fn verify(&self, archive: &Archive) -> Result<(), ArchiveError> {
+    pub async fn verify(&self, archive: &Archive) -> Result<Taken, ArchiveError> {
         let (path, archive) = (self.path(&archive.file)?, archive.clone());
-        blocking(move || format::verify(&path, &archive).map(drop)).await
+        blocking(move || format::verify(&path, &archive).map(|found| found.taken)).await
     }
 
     /// The tree as a plain tar stream, for [`tree::unpack`]. The items end with an error when the file
@@ -334,7 +339,7 @@ impl Archives {
 
     /// Takes in a file from elsewhere as `<name>.tar.zst`: copies it, and verifies the copy, before
     /// it gets its name. What no tenant could have made in its volume is refused: devices, what belongs
-    /// to others, attributes that only root sets. `progress` is told the bytes that are copied; what follows, reading them
+    /// to others, attributes that only root sets; and data that would take more than these limits. `progress` is told the bytes that are copied; what follows, reading them
     /// back, takes about as long again.
     ///
     /// # Errors
@@ -343,6 +348,7 @@ impl Archives {
         &self,
         from: &Path,
         name: &str,
+        limits: Limits,
         progress: impl Fn(u64) + Send + 'static,
     ) -> Result<(Header, Archive), ArchiveError> {
         let path = self.path(&format!("{}{SUFFIX}", checked(name)?))?;
@@ -351,7 +357,8 @@ impl Archives {
             files::create_folder(&dir)?;
             let (unfinished, sha256) = Unfinished::copy(&from, &to, progress)?;
             let name = from.display().to_string();
-            let (header, mut archive) = format::inspect(unfinished.path(), &name, Maker::Anybody)?;
+            let found = format::inspect(unfinished.path(), &name, Maker::Anybody, limits)?;
+            let (header, mut archive) = (found.header, found.archive);
             if archive.sha256 != sha256 {
                 let why = "what was read back is not what was written".to_owned();
                 return Err(ArchiveError::Corrupt { file: to.display().to_string(), why });

@@ -132,7 +132,10 @@ settings! {
         /// Disk in MiB that one tenant's data may take; past it the tenant is stopped, its owner told
         /// and its data kept. 0 for no bound; `haas policy` sets another one for one app.
         disk_mib: u32 = "1024",
-        /// How often that is looked at; sooner while the disk fills.
+        /// Files and folders that one tenant's data may have; the same becomes of it past that. 0 for no
+        /// bound; `haas policy` sets another one for one app.
+        files: u32 = "100000",
+        /// How often both are looked at; sooner while the disk fills.
         disk_period: Duration = "\"30s\"",
         /// Apps that one user may have; deleted ones don't count. 0 for no bound.
         apps_per_user: u32 = "20",

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::archive::tree::Found;
 use crate::instance::Instance;
 use crate::instance::plan::{Container, Seen};
+use crate::instance::storage::{Limits, Taken};
 
 pub use disk::Disk;
 pub use docker::{Docker, DockerSettings, Report, Work, bridge};
@@ -110,8 +111,8 @@ pub struct OwnedVolume {
 pub struct VolumeBound {
     /// Docker's name.
     pub name: String,
-    /// In bytes: past twice as much it does not matter how much more it is.
-    pub limit: u64,
+    /// Past twice as much it does not matter how much more it is.
+    pub limits: Limits,
 }
 
 /// A tar of a volume's files ([`crate::archive::tree::pack`]).
@@ -192,11 +193,12 @@ pub trait Containers: Send + Sync + 'static {
     /// Removes a volume that nobody uses; one that is gone, or in use, is left as it is.
     fn remove_volume(&self, name: &str) -> impl Future<Output = Result<(), ContainersError>> + Send;
 
-    /// How much of the disk each of these volumes takes, in bytes; none of one that is not there.
+    /// How much of the disk each of these volumes takes; none of one that is not there. No files are counted
+    /// where only the engine can be asked.
     fn disk_taken(
         &self,
         volumes: Vec<VolumeBound>,
-    ) -> impl Future<Output = Result<Vec<Option<u64>>, ContainersError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Option<Taken>>, ContainersError>> + Send;
 
     /// The file system that volumes are on; none where it is not this machine's, or can't be seen.
     fn disk(&self) -> impl Future<Output = Option<Disk>> + Send;

@@ -48,6 +48,7 @@ use crate::instance::hosts::EXTRA_HOSTS_MAX;
 use crate::instance::name::{ContainerName, HostPattern, Hostname};
 use crate::instance::policy::Policy;
 use crate::instance::spec::Spec;
+use crate::instance::storage::Limits;
 
 pub use events::{Actor, Cause, EventFilter};
 pub use hosts::Rehosted;
@@ -188,8 +189,8 @@ pub struct Manifest {
     cause: Arc<Cause>,
     /// How many apps one user may have; 0 for no bound.
     apps_per_user: u32,
-    /// How much of the disk an instance's data may take, in MiB; 0 for no bound.
-    disk_mib: u32,
+    /// How much of the disk an instance's data may take.
+    limits: Limits,
 }
 
 impl Manifest {
@@ -230,7 +231,7 @@ impl Manifest {
             spec: config.tenant.spec(),
             cause: Arc::default(),
             apps_per_user: config.tenant.apps_per_user,
-            disk_mib: config.tenant.disk_mib,
+            limits: config.tenant.limits(),
         }
     }
 

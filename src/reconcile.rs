@@ -49,6 +49,7 @@ use crate::containers::{Containers, ContainersError};
 use crate::failpoint::Faults;
 use crate::haproxy::Proxy;
 use crate::instance::policy::{Policy, TimeLimit};
+use crate::instance::storage::Limits;
 use crate::instance::{Desired, Instance};
 use crate::manifest::{Manifest, ManifestError};
 use crate::webhook::Webhook;
@@ -123,8 +124,8 @@ pub struct Settings {
     pub purge_needs_notice: bool,
     /// How long what no row claims is left alone.
     pub unclaimed_grace: Duration,
-    /// How much of the disk an instance's data may take, in MiB; 0 for no bound.
-    pub disk_mib: u32,
+    /// How much of the disk an instance's data may take.
+    pub limits: Limits,
     /// How often that is looked at.
     pub disk_period: Duration,
 }
@@ -152,7 +153,7 @@ impl Settings {
             notice_before: config.lifecycle.notice_before,
             purge_needs_notice: config.lifecycle.purge_needs_notice,
             unclaimed_grace: config.lifecycle.unclaimed_grace,
-            disk_mib: config.tenant.disk_mib,
+            limits: config.tenant.limits(),
             disk_period: config.tenant.disk_period,
         }
     }

@@ -9,6 +9,7 @@ use haas::archive::Archive;
 use haas::instance::name::{AppName, Email, Username};
 use haas::instance::policy::{Descent, TimeLimit};
 use haas::instance::spec::Spec;
+use haas::instance::storage::{Limits, Taken};
 use haas::instance::{Desired, Instance, Phase};
 use haas::manifest::{DataPlace, Manifest, ManifestError, NewInstance, Watched, migrate};
 use support::cluster::Cluster;
@@ -209,14 +210,18 @@ async fn one_that_takes_too_much_is_stopped_in_one_write_and_woken_by_nobody() {
     let manifest = cluster.manifest();
     let (row, other) = (running(&manifest, "alice").await, running(&manifest, "bob").await);
     let seen = watched(&manifest, &row).await.unwrap();
-    assert_eq!((seen.limit_mib, seen.stopped_with, seen.volume()), (1024, None, row.volume()));
-    assert_eq!(manifest.stop_full(&seen, 1024 * MIB).await.unwrap(), None, "just as much as it may");
-    let taken = 1024 * MIB + 1;
-    let full = manifest.stop_full(&seen, taken).await.unwrap().unwrap();
+    assert_eq!((seen.limits, seen.stopped_with), (Limits { mib: 1024, files: 100_000 }, None));
+    let data = DataPlace::Volume(row.volume());
+    let just = Taken { bytes: 1024 * MIB, files: 100_000 };
+    assert_eq!(manifest.stop_full(row.id, &data, just).await.unwrap(), None, "just as much as it may");
+    let taken = Taken { bytes: 1024 * MIB + 1, ..just };
+    let elsewhere = DataPlace::Archive("a.tar.zst".to_owned());
+    assert_eq!(manifest.stop_full(row.id, &elsewhere, taken).await.unwrap(), None);
+    let full = manifest.stop_full(row.id, &data, taken).await.unwrap().unwrap();
     assert_eq!((full.desired, full.phase), (Desired::Asleep, Phase::Running));
     let about = full.storage_full.as_deref().copied().unwrap();
-    assert_eq!((about.bytes, about.limit_mib), (taken, 1024));
-    assert_eq!(manifest.stop_full(&seen, taken).await.unwrap(), None, "once");
+    assert_eq!((about.taken(), about.limit_mib, about.limit_files), (taken, 1024, 100_000));
+    assert_eq!(manifest.stop_full(row.id, &data, taken).await.unwrap(), None, "once");
     assert_eq!(count(&cluster, "storage full").await, "1");
     for _ in 0..2 {
         let refused = manifest.wake(row.id, "a request").await;
@@ -250,13 +255,16 @@ async fn one_that_takes_too_much_is_stopped_in_one_write_and_woken_by_nobody() {
     assert!(manifest.undelivered(Utc::now()).await.unwrap().is_empty());
     assert_eq!(manifest.wake(row.id, "a request").await.unwrap().unwrap().desired, Desired::Running);
     // What was seen before counts no more.
-    assert_eq!(manifest.stop_full(&seen, taken).await.unwrap(), None);
+    assert_eq!(manifest.stop_full(row.id, &data, taken).await.unwrap(), None);
     assert!(!manifest.free_full(row.id).await.unwrap() && !manifest.free_full(other.id).await.unwrap());
 
     // Without a bound nobody looks; and one that was taken away is stopped by nobody.
-    let seen = watched(&manifest, &other).await.unwrap();
     manifest.deprovision(&other.username, &other.appname, false).await.unwrap();
-    assert_eq!(manifest.stop_full(&seen, taken).await.unwrap(), None);
+    let data = DataPlace::Volume(other.volume());
+    assert_eq!(manifest.stop_full(other.id, &data, taken).await.unwrap(), None);
+    assert_eq!(watched(&manifest, &other).await, None);
     raised(Some(0)).await.unwrap();
+    assert!(watched(&manifest, &row).await.is_some(), "its files are still bounded");
+    manifest.set_overrides(username, appname, |own| own.files = Some(0)).await.unwrap();
     assert_eq!(watched(&manifest, &row).await, None);
 }

@@ -19,16 +19,6 @@ const BAD: [&str; 6] = ["a1", "a2", "a3", "a4", "a5", "a6"];
 const FEW_PLACES: &str = "[tenant]\nready_timeout = \"2m\"\nstop_timeout = \"1s\"\n[http]\nwait = \"12s\"\n\
                           [reconcile]\nconcurrency = 2\n[lifecycle]\nwake_timeout = \"12s\"\nwake_concurrency = 2\n";
 
-async fn id(haas: &Installation, user: &str, app: &str) -> String {
-    haas.instance(user, app).await["id"].as_str().unwrap().replace('-', "")
-}
-
-/// The folder with an app's data.
-async fn data(haas: &Installation, user: &str, app: &str) -> PathBuf {
-    let volume = format!("haas-{}", id(haas, user, app).await);
-    docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", &volume]).await.into()
-}
-
 /// Files of this name, in a folder and those below.
 fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -41,7 +31,7 @@ fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
 /// From its next start on, an app hangs: LevelDB reads CURRENT first, and nothing ever writes into the FIFO
 /// in its place.
 async fn hangs(haas: &Installation, user: &str, app: &str) {
-    let found = named(&data(haas, user, app).await, "CURRENT");
+    let found = named(&haas.data_folder(user, app).await, "CURRENT");
     assert!(!found.is_empty());
     for path in found {
         std::fs::remove_file(&path).unwrap();
@@ -140,6 +130,13 @@ async fn archives_of_one_user_on_their_way_back_keep_no_place_from_others() {
     let (mut bad, mut ids) = (Vec::new(), Vec::new());
     for app in &BAD[..4] {
         bad.push(haas.provision("bad", app).await);
+        let folder = haas.data_folder("bad", app).await;
+        // So that there is time to freeze what unpacks them.
+        for n in 0..8_000 {
+            let file = folder.join(format!("f{n}"));
+            std::fs::File::create(&file).unwrap();
+            std::os::unix::fs::chown(&file, Some(1000), Some(1000)).unwrap();
+        }
         haas.order("archive", "bad", app).await;
         haas.comes_to_be("bad", app, "archived").await;
         ids.push(haas.instance("bad", app).await["id"].as_str().unwrap().to_owned());

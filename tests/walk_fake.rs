@@ -17,8 +17,9 @@ use haas::instance::name::{AppName, Email, Username};
 use haas::instance::plan::Status;
 use haas::instance::policy::Descent;
 use haas::instance::spec::{Egress, Spec};
+use haas::instance::storage::Taken;
 use haas::instance::{Desired, Instance, Phase};
-use haas::manifest::{Filter, Manifest, NewInstance};
+use haas::manifest::{DataPlace, Filter, Manifest, NewInstance};
 use haas::reconcile::{Health, Nudges, Settings, Worker, World};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -142,7 +143,9 @@ async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, port
             watched.retain(|one| fake.state().volumes.contains_key(&one.volume()));
             if !watched.is_empty() {
                 let one = watched[random.random_range(0..watched.len())];
-                manifest.stop_full(&one, u64::from(one.limit_mib) * 1024 * 1024 + 1).await.unwrap();
+                let taken = Taken { bytes: u64::from(one.limits.mib) * 1024 * 1024 + 1, files: 1 };
+                let data = DataPlace::Volume(one.volume());
+                manifest.stop_full(one.id, &data, taken).await.unwrap();
             }
             let mib = [None, Some(1), Some(2000)][random.random_range(0..3)];
             manifest.set_overrides(&username, &appname, |own| own.disk_mib = mib).await.unwrap();

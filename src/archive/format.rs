@@ -13,6 +13,7 @@ use super::entries::{self, Attributes, Entry, Kind, Segment, Time, each, invalid
 use super::files::{Hashed, Unfinished, failed};
 use super::tree::KEPT;
 use super::{Archive, ArchiveError, FORMAT, FORMATS, Header, STREAM, TENANT, file_name, told};
+use crate::instance::storage::{Limits, Taken};
 
 const HEADER: &str = "haas.json";
 /// What the root of every tree is called.
@@ -20,6 +21,8 @@ pub(super) const ROOT: &str = "data";
 const CHECKSUM: &str = "haas-checksum.json";
 /// Both descriptions are short.
 const JSON_MAX: u64 = 64 * 1024;
+/// What a file takes at least, and takes more of: a block of the usual file systems.
+const BLOCK: u64 = 4096;
 /// zstd's own choice between speed and size.
 const LEVEL: i32 = 3;
 /// The memory that reading may take, as a power of two: what levels up to 19 need.
@@ -42,6 +45,10 @@ struct Tree<'a> {
     from: Option<Vec<u8>>,
     to: &'a mut dyn Write,
     tally: Tally,
+    /// What it would take of a disk.
+    taken: Taken,
+    /// How much of it that may be.
+    limits: Limits,
     /// The folder that the entry before was in, or was.
     folder: Vec<u8>,
     /// The entry before.
@@ -51,7 +58,8 @@ struct Tree<'a> {
 impl<'a> Tree<'a> {
     fn new(format: u32, maker: Maker, to: &'a mut dyn Write) -> Self {
         let (folder, last) = (Vec::new(), Vec::new());
-        Self { maker, format, from: None, to, tally: Tally::new(format), folder, last }
+        let (taken, limits) = (Taken::default(), Limits::NONE);
+        Self { maker, format, from: None, to, tally: Tally::new(format), taken, limits, folder, last }
     }
 
     fn pass(&mut self, entry: &mut Entry<'_>) -> io::Result<()> {
@@ -66,6 +74,7 @@ impl<'a> Tree<'a> {
         }
         if !first {
             self.check_place(entry)?;
+            self.weigh(entry)?;
         }
         if self.maker == Maker::Anybody {
             check_tenants_own(entry)?;
@@ -76,6 +85,26 @@ impl<'a> Tree<'a> {
         let mut content = self.tally.content(entry)?;
         entries::put(entry, ROOT, self.to, |at, piece| content.show(at, piece))?;
         self.tally.add(entry, content);
+        Ok(())
+    }
+
+    /// Before any of its content is read: as a look at the disk counts it, but for what the file system
+    /// itself adds.
+    fn weigh(&mut self, entry: &Entry<'_>) -> io::Result<()> {
+        // Another name of something takes nothing.
+        if entry.kind == Kind::HardLink {
+            return Ok(());
+        }
+        let blocks = |segment: &Segment| {
+            let end = segment.offset.saturating_add(segment.length).div_ceil(BLOCK);
+            end.saturating_sub(segment.offset / BLOCK).saturating_mul(BLOCK)
+        };
+        let bytes = entry.segments.iter().map(blocks).fold(0, u64::saturating_add);
+        self.taken.bytes = self.taken.bytes.saturating_add(bytes.max(BLOCK));
+        self.taken.files += 1;
+        if self.limits.exceeded_by(self.taken) {
+            return Err(io::Error::other(ArchiveError::Exceeds(self.limits.told(self.taken))));
+        }
         Ok(())
     }
 
@@ -95,8 +124,11 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    fn end(self) -> io::Result<Checksum> {
-        if self.from.is_none() { Err(invalid("there is no folder in it")) } else { Ok(self.tally.checksum()) }
+    fn end(self) -> io::Result<(Checksum, Taken)> {
+        if self.from.is_none() {
+            return Err(invalid("there is no folder in it"));
+        }
+        Ok((self.tally.checksum(), self.taken))
     }
 }
 
@@ -153,7 +185,7 @@ pub(super) fn digest(from: &mut dyn Read) -> Result<String, ArchiveError> {
     let mut nowhere = io::sink();
     let mut tree = Tree::new(FORMAT, Maker::Own, &mut nowhere);
     let read = each(from, |entry| tree.pass(entry));
-    read.and_then(|()| tree.end()).map(|checksum| checksum.digest).map_err(|error| told(error, STREAM))
+    read.and_then(|()| tree.end()).map(|(checksum, _)| checksum.digest).map_err(|error| told(error, STREAM))
 }
 
 /// Writes the tree that comes as a tar into an archive beside `to`, and reads it back.
@@ -163,8 +195,7 @@ pub(super) fn write(to: &Path, header: &Header, from: &mut dyn Read) -> Result<(
     let (digest, (sha256, bytes)) = written?;
     unfinished.sync()?;
     let archive = Archive { file: file_name(to)?, sha256, bytes, digest, made_at: header.made_at, format: FORMAT };
-    let read = verify(unfinished.path(), &archive)?;
-    if read != *header {
+    if verify(unfinished.path(), &archive)?.header != *header {
         return Err(ArchiveError::Corrupt { file: archive.file, why: format!("its {HEADER} is another's") });
     }
     Ok((unfinished, archive))
@@ -176,30 +207,39 @@ fn compress(unfinished: &Unfinished, header: &Header, from: &mut dyn Read) -> io
     put_json(HEADER, header, header, &mut encoder)?;
     let mut tree = Tree::new(FORMAT, Maker::Own, &mut encoder);
     each(from, |entry| tree.pass(entry))?;
-    let checksum = tree.end()?;
+    let (checksum, _) = tree.end()?;
     put_json(CHECKSUM, &checksum, header, &mut encoder)?;
     entries::finish(&mut encoder)?;
     Ok((checksum.digest, encoder.finish()?.finish()))
 }
 
-/// Reads a whole archive, and tells what it is. Messages call it `name`.
-pub(super) fn inspect(path: &Path, name: &str, maker: Maker) -> Result<(Header, Archive), ArchiveError> {
-    read(path, name, maker, &mut io::sink())
+/// What a whole archive turns out to be.
+pub(super) struct Inspected {
+    pub header: Header,
+    pub archive: Archive,
+    /// What its data would take of a disk.
+    pub taken: Taken,
+}
+
+/// Reads a whole archive, and tells what it is; no further than to where its data is more than these
+/// limits. Messages call it `name`.
+pub(super) fn inspect(path: &Path, name: &str, maker: Maker, limits: Limits) -> Result<Inspected, ArchiveError> {
+    read(path, name, maker, limits, &mut io::sink())
 }
 
 /// Reads a whole archive, which is to be this one.
-pub(super) fn verify(path: &Path, archive: &Archive) -> Result<Header, ArchiveError> {
+pub(super) fn verify(path: &Path, archive: &Archive) -> Result<Inspected, ArchiveError> {
     check_length(path, archive)?;
-    let (header, found) = inspect(path, &archive.file, Maker::Own)?;
-    check(&found, archive)?;
-    Ok(header)
+    let found = inspect(path, &archive.file, Maker::Own, Limits::NONE)?;
+    check(&found.archive, archive)?;
+    Ok(found)
 }
 
 /// The tree of this archive as a tar. Its end is not written unless all of it was right.
 pub(super) fn unwrap(path: &Path, archive: &Archive, to: &mut dyn Write) -> Result<(), ArchiveError> {
     check_length(path, archive)?;
-    let (_, found) = read(path, &archive.file, Maker::Own, to)?;
-    check(&found, archive)?;
+    let found = read(path, &archive.file, Maker::Own, Limits::NONE, to)?;
+    check(&found.archive, archive)?;
     entries::finish(to).map_err(|error| told(error, &archive.file))
 }
 
@@ -221,11 +261,11 @@ pub(super) fn header(path: &Path) -> Result<Header, ArchiveError> {
     }
 }
 
-fn read(path: &Path, name: &str, maker: Maker, to: &mut dyn Write) -> Result<(Header, Archive), ArchiveError> {
+fn read(path: &Path, name: &str, maker: Maker, limits: Limits, to: &mut dyn Write) -> Result<Inspected, ArchiveError> {
     let mut pass = || -> io::Result<_> {
         let mut decoder = open(path)?;
         let (mut header, mut checksum) = (None::<Header>, None);
-        let mut tree = Tree::new(FORMAT, maker, to);
+        let mut tree = Tree { limits, ..Tree::new(FORMAT, maker, to) };
         each(&mut decoder, |entry| {
             if header.is_none() {
                 let own = parse_header(entry)?;
@@ -242,13 +282,14 @@ fn read(path: &Path, name: &str, maker: Maker, to: &mut dyn Write) -> Result<(He
         })?;
         let header = header.ok_or_else(|| invalid("it is empty"))?;
         let checksum = checksum.ok_or_else(|| invalid(format!("it does not end with {CHECKSUM}")))?;
-        let found = tree.end()?;
+        let (found, taken) = tree.end()?;
         if found != checksum {
             return Err(invalid(format!("the data in it is not what its {CHECKSUM} says")));
         }
         let (sha256, bytes) = decoder.finish().into_inner().finish();
         let (made_at, format, digest) = (header.made_at, header.format, found.digest);
-        Ok((header, Archive { file: name.to_owned(), sha256, bytes, digest, made_at, format }))
+        let archive = Archive { file: name.to_owned(), sha256, bytes, digest, made_at, format };
+        Ok(Inspected { header, archive, taken })
     };
     pass().map_err(|error| told(error, name))
 }

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::entries::{self, Attributes, Entry, Kind, Segment, Time};
 use super::*;
+use crate::instance::storage::Limits;
 
 mod disk;
 mod hostile;
@@ -296,7 +297,7 @@ async fn holes_are_zeros_that_take_no_room() {
 async fn archives_of_the_first_format_are_read() {
     let folder = Folder::new();
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transfer/first-format.tar.zst");
-    let (header, archive) = folder.archives.import(&from, "first", |_| {}).await.unwrap();
+    let (header, archive) = folder.archives.import(&from, "first", Limits::NONE, |_| {}).await.unwrap();
     assert_eq!((header.format, archive.format, header.username.as_str()), (1, 1, "alice"));
     // As its row had it.
     let mut row = serde_json::to_value(&archive).unwrap();
@@ -426,7 +427,7 @@ async fn files_travel() {
 
     let (tell, told) = std::sync::mpsc::channel();
     let (header, taken) =
-        there.archives.import(&out, "imported", move |bytes| tell.send(bytes).unwrap()).await.unwrap();
+        there.archives.import(&out, "imported", Limits::NONE, move |bytes| tell.send(bytes).unwrap()).await.unwrap();
     assert_eq!((header.username.as_str(), taken.file.as_str()), ("alice", "imported.tar.zst"));
     assert_eq!(taken, Archive { file: taken.file.clone(), ..archive.clone() });
     assert_eq!(told.iter().last(), Some(archive.bytes));
@@ -435,7 +436,7 @@ async fn files_travel() {
     let direct = here.outside("direct.tar.zst");
     let made = Archives::export_stream(&direct, &header, pieces(&tar("data", &tenants()))).await.unwrap();
     assert_eq!((made.file.as_str(), made.digest), ("direct.tar.zst", archive.digest));
-    there.archives.import(&direct, "direct", |_| {}).await.unwrap();
+    there.archives.import(&direct, "direct", Limits::NONE, |_| {}).await.unwrap();
     // Nothing unfinished lies about.
     assert_eq!(fs::read_dir(here.outer.path()).unwrap().count(), 3);
 }

@@ -310,17 +310,21 @@ async fn look_at_docker(config: &Config, live: &[Instance], findings: &mut Findi
 /// Of the volumes' file system.
 fn look_at_disk(disk: Option<Disk>, findings: &mut Findings) {
     // Another machine's, perhaps.
-    let Some(Disk { total, free }) = disk.filter(|disk| disk.total > 0) else { return };
-    let percent = free.saturating_mul(100) / total;
-    let text = format!("{} MiB ({percent} %) of the volumes' file system are free", free / MIB);
-    let advice = "make room, or put the engine's volumes on a larger one; tenant.disk_mib and lifecycle.archive_after \
-                  bound what tenants take";
-    if percent < DISK_FULL {
-        findings.broken("disk", text, advice);
-    } else if percent < DISK_LOW {
-        findings.warn("disk", text, advice);
-    } else {
-        findings.ok("disk", text);
+    let Some(Disk { total, free, files_total, files_free }) = disk.filter(|disk| disk.total > 0) else { return };
+    let advice = "make room, or put the engine's volumes on a larger one; tenant.disk_mib, tenant.files and \
+                  lifecycle.archive_after bound what tenants take";
+    let room = [(free / MIB, free, total, "MiB"), (files_free, files_free, files_total, "inodes")];
+    // Some file systems make inodes as they are needed.
+    for (shown, free, total, unit) in room.into_iter().filter(|(_, _, total, _)| *total > 0) {
+        let percent = free.saturating_mul(100) / total;
+        let text = format!("{shown} {unit} ({percent} %) of the volumes' file system are free");
+        if percent < DISK_FULL {
+            findings.broken("disk", text, advice);
+        } else if percent < DISK_LOW {
+            findings.warn("disk", text, advice);
+        } else {
+            findings.ok("disk", text);
+        }
     }
 }
 
@@ -394,18 +398,25 @@ mod tests {
     #[test]
     fn a_disk_with_little_room_is_told_of_in_time() {
         let verdict = |free: u64| {
-            let mut findings = Findings::default();
-            look_at_disk(Some(Disk { total: 1000 * MIB, free: free * MIB }), &mut findings);
-            let Findings(findings) = findings;
-            assert_eq!((findings.len(), findings[0].advice.is_some()), (1, findings[0].verdict != Verdict::Ok));
-            findings[0].verdict
+            let verdicts = [(free, 1000), (1000, free)].map(|(free, files_free)| {
+                let disk = Disk { total: 1000 * MIB, free: free * MIB, files_total: 1000, files_free };
+                let mut findings = Findings::default();
+                look_at_disk(Some(disk), &mut findings);
+                let Findings(findings) = findings;
+                assert!(findings.iter().all(|found| found.advice.is_some() == (found.verdict != Verdict::Ok)));
+                findings.iter().map(|found| found.verdict).collect::<Vec<_>>()
+            });
+            let [bytes, files] = verdicts;
+            assert_eq!((bytes[1], files[0]), (Verdict::Ok, Verdict::Ok));
+            assert_eq!(bytes[0], files[1]);
+            bytes[0]
         };
         let (ok, low, full) = ([1000, 150], [149, 30], [29, 0]);
         assert!(ok.map(verdict) == [Verdict::Ok; 2] && low.map(verdict) == [Verdict::Warning; 2]);
         assert!(full.map(verdict) == [Verdict::Broken; 2]);
         let mut nothing = Findings::default();
         look_at_disk(None, &mut nothing);
-        look_at_disk(Some(Disk { total: 0, free: 0 }), &mut nothing);
+        look_at_disk(Some(Disk { total: 0, free: 0, files_total: 0, files_free: 0 }), &mut nothing);
         assert!(nothing.0.is_empty(), "another machine's, or none");
     }
 }

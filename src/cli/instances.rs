@@ -130,8 +130,10 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
         lines.push(("next image", next.image.clone()));
     }
     if let Some(full) = &row.storage_full {
-        let bound = format!("{} bytes of {} MiB", full.bytes, full.limit_mib);
-        lines.push(("storage", format!("full since {}: {bound}; no request wakes it", full.since.to_rfc3339())));
+        let bytes = format!("{} bytes of {} MiB", full.bytes, full.limit_mib);
+        let files = format!("{} files of {}", full.files, full.limit_files);
+        let since = full.since.to_rfc3339();
+        lines.push(("storage", format!("full since {since}: {bytes}, {files}; no request wakes it")));
     }
     if let Some(error) = &row.last_error {
         lines.push(("error", error.clone()));

@@ -28,8 +28,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TIME", value_parser = parse)]
     purge_after: Option<Change>,
     /// How much of the disk its data may take, in MiB: a number, 0 for no bound, or "default"
-    #[arg(long, value_name = "MIB", value_parser = parse_mib)]
-    disk_mib: Option<Mib>,
+    #[arg(long, value_name = "MIB", value_parser = parse_bound)]
+    disk_mib: Option<Bound>,
+    /// How many files and folders its data may have: a number, 0 for no bound, or "default"
+    #[arg(long, value_name = "FILES", value_parser = parse_bound)]
+    files: Option<Bound>,
     /// A JSON object
     #[arg(long)]
     json: bool,
@@ -45,10 +48,10 @@ fn parse(text: &str) -> Result<Change, NoTimeLimit> {
 
 /// None for the installation's own bound.
 #[derive(Debug, Clone, Copy)]
-struct Mib(Option<u32>);
+struct Bound(Option<u32>);
 
-fn parse_mib(text: &str) -> Result<Mib, std::num::ParseIntError> {
-    if text == "default" { Ok(Mib(None)) } else { text.parse().map(|mib| Mib(Some(mib))) }
+fn parse_bound(text: &str) -> Result<Bound, std::num::ParseIntError> {
+    if text == "default" { Ok(Bound(None)) } else { text.parse().map(|bound| Bound(Some(bound))) }
 }
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
@@ -68,8 +71,11 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
                     *field = limit;
                 }
             }
-            if let Some(Mib(mib)) = arguments.disk_mib {
-                overrides.disk_mib = mib;
+            let bounds = [(arguments.disk_mib, &mut overrides.disk_mib), (arguments.files, &mut overrides.files)];
+            for (change, field) in bounds {
+                if let Some(Bound(bound)) = change {
+                    *field = bound;
+                }
             }
         })
         .await?;
@@ -83,11 +89,12 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         ("delete_after", policy.delete_after, own.delete_after),
         ("purge_after", policy.purge_after, own.purge_after),
     ];
-    let disk_mib = row.disk_mib(config.tenant.disk_mib);
+    let limits = row.limits(config.tenant.limits());
     if arguments.json {
         let mut times: serde_json::Map<String, serde_json::Value> =
             times.into_iter().map(|(name, limit, _)| (name.to_owned(), json!(limit))).collect();
-        times.insert("disk_mib".to_owned(), json!(disk_mib));
+        times.insert("disk_mib".to_owned(), json!(limits.mib));
+        times.insert("files".to_owned(), json!(limits.files));
         say!("{}", serde_json::to_string_pretty(&json!({ "policy": times, "overrides": own }))?);
         return Ok(Outcome::Done);
     }
@@ -96,7 +103,9 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     for (name, limit, own) in times {
         say!("  {name:<14} {limit:<8} {}", whose(own.is_some()));
     }
-    let bound = if disk_mib == 0 { "no bound".to_owned() } else { disk_mib.to_string() };
-    say!("  {:<14} {bound:<8} {}", "disk_mib", whose(own.disk_mib.is_some()));
+    for (name, bound, own) in [("disk_mib", limits.mib, own.disk_mib), ("files", limits.files, own.files)] {
+        let bound = if bound == 0 { "no bound".to_owned() } else { bound.to_string() };
+        say!("  {name:<14} {bound:<8} {}", whose(own.is_some()));
+    }
     Ok(Outcome::Done)
 }

@@ -17,7 +17,8 @@ use crate::containers::{Containers, Docker, Reading};
 use crate::failpoint::Faults;
 use crate::haproxy::Haproxy;
 use crate::instance::name::{AppName, Email, Username};
-use crate::instance::policy::Descent;
+use crate::instance::policy::{Descent, Overrides};
+use crate::instance::storage::Limits;
 use crate::instance::{Desired, Instance, Phase};
 use crate::manifest::{Manifest, ManifestError, NewInstance};
 use crate::reconcile::World;
@@ -50,7 +51,31 @@ pub(super) struct Import {
     #[arg(long, value_name = "EMAIL")]
     email: Option<String>,
     #[command(flatten)]
+    bounds: Bounds,
+    #[command(flatten)]
     waiting: Waiting,
+}
+
+/// Bounds of its own, as `haas policy` sets them.
+#[derive(Debug, Args)]
+struct Bounds {
+    /// How much of the disk its data may take, in MiB, if not as much as the installation says; 0 for no bound
+    #[arg(long, value_name = "MIB")]
+    disk_mib: Option<u32>,
+    /// How many files and folders its data may have, if not as many as the installation says; 0 for no bound
+    #[arg(long, value_name = "FILES")]
+    files: Option<u32>,
+}
+
+impl Bounds {
+    fn over(&self, installation: Limits) -> Limits {
+        let Limits { mib, files } = installation;
+        Limits { mib: self.disk_mib.unwrap_or(mib), files: self.files.unwrap_or(files) }
+    }
+
+    fn are_its_own(&self) -> bool {
+        self.disk_mib.is_some() || self.files.is_some()
+    }
 }
 
 fn bar(length: u64, what: &str) -> anyhow::Result<ProgressBar> {
@@ -178,10 +203,15 @@ pub(super) async fn import(global: &Global, arguments: &Import) -> anyhow::Resul
     let bar = bar(length, "importing")?;
     let shown = bar.clone();
     let name = format!("{username}-{appname}-{}-0", id.simple());
-    let imported = archives.import(&arguments.file, &name, move |bytes| shown.set_position(bytes)).await;
+    let limits = arguments.bounds.over(config.tenant.limits());
+    let imported = archives.import(&arguments.file, &name, limits, move |bytes| shown.set_position(bytes)).await;
     bar.finish_and_clear();
     let archive = match imported {
         Ok((_, archive)) => archive,
+        Err(error @ ArchiveError::Exceeds(_)) => {
+            eprintln!("haas: {error}; --disk-mib and --files give it other bounds");
+            return Ok(Outcome::Refused);
+        }
         Err(error) => return refused(&error),
     };
     if !header.extra_hosts.is_empty() {
@@ -191,6 +221,11 @@ pub(super) async fn import(global: &Global, arguments: &Import) -> anyhow::Resul
     let new = NewInstance { username, appname, email };
     match manifest.import(id, &new, &archive).await {
         Ok(written) => {
+            if arguments.bounds.are_its_own() {
+                let Bounds { disk_mib, files } = arguments.bounds;
+                let own = move |own: &mut Overrides| (own.disk_mib, own.files) = (disk_mib, files);
+                manifest.set_overrides(&new.username, &new.appname, own).await?;
+            }
             let outcome = comes_up(&config, &manifest, written, &arguments.waiting).await?;
             match manifest.get(id).await? {
                 // A stranger's container has the name: nothing of it is to stay.

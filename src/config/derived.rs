@@ -3,6 +3,7 @@
 use super::{Lifecycle, Tenant};
 use crate::instance::policy::Policy;
 use crate::instance::spec::Spec;
+use crate::instance::storage::Limits;
 
 impl Lifecycle {
     /// The times of the way down.
@@ -27,6 +28,12 @@ impl Lifecycle {
 }
 
 impl Tenant {
+    /// How much of the disk one tenant's data may take.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits { mib: self.disk_mib, files: self.files }
+    }
+
     /// What new containers are made of.
     #[must_use]
     pub fn spec(&self) -> Spec {

@@ -41,6 +41,7 @@ use crate::config::Tenant;
 use crate::credentials::InstanceKey;
 use crate::instance::Instance;
 use crate::instance::plan::{Container, Seen, Status};
+use crate::instance::storage::Taken;
 
 /// A generation that no instance has: what carries it is always stale.
 const NO_GENERATION: i64 = -1;
@@ -51,6 +52,8 @@ const REMOVAL_LOOK: Duration = Duration::from_millis(100);
 const REMOVAL_LOOKS: u32 = 100;
 /// Containers in one answer: the engine's words for one take ten times what is kept of it.
 const PAGE: i32 = 500;
+/// How long an app whose data is too much may take to exit before it is killed.
+const FULL_PATIENCE: Duration = Duration::from_secs(1);
 /// Lines of a failed Hoodie's log that are kept.
 const LOG_LINES: &str = "40";
 
@@ -124,7 +127,7 @@ impl Docker {
         labels.and_then(|labels| labels.get(LABEL_INSTALLATION)) == Some(&ours)
     }
 
-    async fn stop_container(&self, id: &str) -> Result<(), ContainersError> {
+    async fn stop_container(&self, id: &str, patience: Duration) -> Result<(), ContainersError> {
         let client = self.client().await?;
         // What is frozen can't hear that it is to end.
         match client.unpause_container(id).await {
@@ -132,7 +135,7 @@ impl Docker {
             Err(error) if matches!(status(&error), Some(404 | 409 | 500)) => {}
             Err(error) => return Err(classify(error)),
         }
-        let seconds = i32::try_from(self.settings.tenant.stop_timeout.as_secs()).unwrap_or(i32::MAX);
+        let seconds = i32::try_from(patience.as_secs()).unwrap_or(i32::MAX);
         let stop = StopContainerOptions { t: Some(seconds), ..StopContainerOptions::default() };
         match client.stop_container(id, Some(stop)).await {
             Ok(()) => Ok(()),
@@ -143,7 +146,7 @@ impl Docker {
     }
 
     async fn stop_and_remove(&self, id: &str) -> Result<(), ContainersError> {
-        self.stop_container(id).await?;
+        self.stop_container(id, self.settings.tenant.stop_timeout).await?;
         let client = self.client().await?;
         // Named volumes stay: `v` would remove anonymous ones only.
         let remove = RemoveContainerOptions { force: true, v: true, ..RemoveContainerOptions::default() };
@@ -333,7 +336,12 @@ impl Containers for Docker {
 
     async fn stop(&self, instance: &Instance) -> Result<(), ContainersError> {
         match self.own(instance).await?.and_then(|found| found.id) {
-            Some(id) => self.stop_container(&id).await,
+            Some(id) => {
+                let patience = self.settings.tenant.stop_timeout;
+                // What fills the disk goes on with it until it has ended.
+                let full = instance.storage_full.is_some();
+                self.stop_container(&id, if full { patience.min(FULL_PATIENCE) } else { patience }).await
+            }
             None => Ok(()),
         }
     }
@@ -392,7 +400,7 @@ impl Containers for Docker {
         self.remove_unused(name).await
     }
 
-    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<u64>>, ContainersError> {
+    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<Taken>>, ContainersError> {
         self.measure(volumes).await
     }
 

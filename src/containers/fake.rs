@@ -22,6 +22,7 @@ use crate::instance::Instance;
 use crate::instance::name::Hostname;
 use crate::instance::plan::{Container, Seen, Status};
 use crate::instance::spec::Spec;
+use crate::instance::storage::Taken;
 
 /// A container of the fake engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -375,11 +376,12 @@ impl Containers for FakeWorld {
         Ok(())
     }
 
-    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<u64>>, ContainersError> {
+    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<Taken>>, ContainersError> {
         let state = self.engine()?;
         let taken = |volume: &VolumeBound| {
             let there = state.volumes.contains_key(&volume.name);
-            there.then(|| state.disk.get(&volume.name).copied().unwrap_or_default())
+            let bytes = || state.disk.get(&volume.name).copied().unwrap_or_default();
+            there.then(|| Taken { bytes: bytes(), files: 0 })
         };
         Ok(volumes.iter().map(taken).collect())
     }

@@ -7,10 +7,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::disk::BLOCK;
+use crate::instance::storage::Taken;
 
-/// What deleted files take, in bytes, by the volume that the processes which have them open have
+/// What deleted files take, by the volume that the processes which have them open have
 /// mounted. `wanted` are the volumes' names.
-pub(super) fn held(wanted: &HashSet<&str>) -> HashMap<String, u64> {
+pub(super) fn held(wanted: &HashSet<&str>) -> HashMap<String, Taken> {
     let own = fs::read_link("/proc/self/ns/mnt").ok();
     let mut found: HashMap<String, HashMap<(u64, u64), u64>> = HashMap::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -28,7 +29,8 @@ pub(super) fn held(wanted: &HashSet<&str>) -> HashMap<String, u64> {
             files.insert(id, bytes);
         }
     }
-    found.into_iter().map(|(volume, files)| (volume, files.values().sum())).collect()
+    let sum = |files: &HashMap<_, u64>| Taken { bytes: files.values().sum(), files: files.len() as u64 };
+    found.into_iter().map(|(volume, files)| (volume, sum(&files))).collect()
 }
 
 /// The volume that a line of mountinfo is about: its fourth field is the folder on its file system.

@@ -138,6 +138,10 @@ pub struct Overrides {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 4096)]
     pub disk_mib: Option<u32>,
+    /// How many files and folders its data may have; 0 for no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 500_000)]
+    pub files: Option<u32>,
 }
 
 impl Policy {

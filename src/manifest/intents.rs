@@ -119,7 +119,7 @@ impl Manifest {
             None => self.free_port(conn).await?,
         };
         // What has no room for its data is there again, and not run.
-        let desired = if instance.is_full(self.disk_mib) { Desired::Asleep } else { Desired::Running };
+        let desired = if instance.is_full(self.limits) { Desired::Asleep } else { Desired::Running };
         let full = instance.storage_full.as_deref().filter(|_| desired == Desired::Asleep);
         // A tombstone starts again at once; what is still on its way out is turned round by the
         // reconciler, which owns the phase.

@@ -37,6 +37,17 @@ pub enum DataPlace {
     Unknown(Uuid),
 }
 
+impl DataPlace {
+    /// Where the row says that it is.
+    #[must_use]
+    pub fn of(instance: &Instance) -> Self {
+        match &instance.archive {
+            Some(archive) => Self::Archive(archive.file.clone()),
+            None => Self::Volume(instance.volume()),
+        }
+    }
+}
+
 /// One page of a listing, in the order of (username, appname).
 #[derive(Debug, Clone)]
 pub struct Page {

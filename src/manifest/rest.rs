@@ -94,7 +94,7 @@ impl Manifest {
                 if !instance.desired.resting() {
                     return Ok(Some(instance).filter(|instance| !instance.desired.gone()));
                 }
-                if let Some(full) = instance.storage_full.as_deref().filter(|_| instance.is_full(self.disk_mib)) {
+                if let Some(full) = instance.storage_full.as_deref().filter(|_| instance.is_full(self.limits)) {
                     return Err(ManifestError::StorageFull(full.why()));
                 }
                 let port = match instance.port {
@@ -244,7 +244,7 @@ impl Manifest {
                 }
                 // A limit that was raised lets it go.
                 let own = Instance { overrides: Some(Box::new(overrides)), ..instance.clone() };
-                let freed = instance.storage_full.is_some() && !own.is_full(self.disk_mib);
+                let freed = instance.storage_full.is_some() && !own.is_full(self.limits);
                 let row: InstanceRow = diesel::update(instances::table.find(instance.id))
                     .set((
                         instances::overrides.eq(json!(overrides)),

@@ -37,6 +37,8 @@ const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Steps after which an instance that still is not settled waits for the next look.
 const ROUNDS: usize = 40;
+/// How long the last requests of an app whose data is too much are waited for.
+const FULL_DRAIN: Duration = Duration::from_secs(1);
 const DRAIN_POLL: Duration = Duration::from_millis(100);
 /// So many failed looks in a row, at least, before an app is stopped that may be in use.
 const UNSEEN_MOST: u32 = 3;
@@ -388,7 +390,10 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     async fn drain(&self, instance: &Instance) -> Result<(), Halt> {
         let Some(port) = instance.port else { return Ok(()) };
         let spent = (Utc::now() - instance.phase_since).to_std().unwrap_or_default();
-        let deadline = Instant::now() + self.world.settings.drain_timeout.saturating_sub(spent);
+        let patience = self.world.settings.drain_timeout;
+        // What fills the disk goes on with it until it is stopped.
+        let patience = if instance.storage_full.is_some() { patience.min(FULL_DRAIN) } else { patience };
+        let deadline = Instant::now() + patience.saturating_sub(spent);
         let mut unseen = 0;
         loop {
             let busy = self.world.proxy.busy(port).await;

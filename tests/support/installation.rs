@@ -233,6 +233,12 @@ impl Installation {
         answer.json().await.unwrap()
     }
 
+    /// The folder on this machine that an app's first volume is.
+    pub async fn data_folder(&self, user: &str, app: &str) -> PathBuf {
+        let id = self.instance(user, app).await["id"].as_str().unwrap().replace('-', "");
+        docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", &format!("haas-{id}")]).await.into()
+    }
+
     /// Waits until callers see it in this state.
     pub async fn comes_to_be(&self, user: &str, app: &str, state: &str) {
         eventually(&format!("{user}/{app} is {state}"), Duration::from_secs(30), || async {

@@ -12,6 +12,7 @@ use haas::archive::tree::Found;
 use haas::containers::{Containers, ContainersError, DataFound, Disk, Owned, OwnedVolume, Reading, VolumeBound};
 use haas::instance::Instance;
 use haas::instance::plan::{Container, Seen, Status};
+use haas::instance::storage::Taken;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -139,8 +140,8 @@ impl Containers for Tenants {
         Ok(())
     }
 
-    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<u64>>, ContainersError> {
-        Ok(vec![Some(0); volumes.len()])
+    async fn disk_taken(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<Taken>>, ContainersError> {
+        Ok(vec![Some(Taken::default()); volumes.len()])
     }
 
     async fn disk(&self) -> Option<Disk> {

@@ -1,6 +1,7 @@
 //! A disk that is full.
 
 use super::*;
+use crate::instance::storage::Limits;
 
 /// A folder that holds 64 KiB.
 struct Small(TempDir);
@@ -39,7 +40,7 @@ async fn a_full_disk_is_named_and_leaves_nothing() {
     let elsewhere = Folder::new();
     let big = elsewhere.store(&big).await.unwrap();
     let from = elsewhere.archives.dir().join(&big.file);
-    let error = folder.archives.import(&from, "big", |_| {}).await.unwrap_err();
+    let error = folder.archives.import(&from, "big", Limits::NONE, |_| {}).await.unwrap_err();
     assert!(matches!(&error, ArchiveError::Io { .. }), "{error}");
     let error = elsewhere.archives.export(&big, &small.0.path().join("out"), |_| {}).await.unwrap_err();
     assert!(matches!(&error, ArchiveError::Io { .. }), "{error}");

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::*;
+use crate::instance::storage::Limits;
 
 /// An archive of these entries, whole as far as zstd can tell.
 fn forge(entries: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
@@ -36,7 +37,7 @@ async fn refusal(bytes: &[u8]) -> String {
     let folder = Folder::new();
     let from = folder.outside("foreign");
     fs::write(&from, bytes).unwrap();
-    let error = folder.archives.import(&from, "foreign", |_| {}).await.unwrap_err();
+    let error = folder.archives.import(&from, "foreign", Limits::NONE, |_| {}).await.unwrap_err();
     assert_eq!(folder.names(), [""; 0]);
     let named = matches!(&error, ArchiveError::Corrupt { file, .. } | ArchiveError::Truncated { file, .. } if *file == from.display().to_string());
     assert!(named, "{error}");
@@ -168,7 +169,7 @@ async fn a_good_file_that_was_damaged_is_refused_or_just_as_good() {
         bad[place] ^= 1;
         fs::write(&from, &bad).unwrap();
         // A few bits of what zstd writes make no difference: two ways to say the same.
-        match folder.archives.import(&from, "foreign", |_| {}).await {
+        match folder.archives.import(&from, "foreign", Limits::NONE, |_| {}).await {
             Ok((_, taken)) => assert_eq!(folder.data(&taken).await.unwrap(), given, "at {place}"),
             Err(error) => assert!(
                 matches!(error, ArchiveError::Corrupt { .. } | ArchiveError::Truncated { .. }),

@@ -22,6 +22,7 @@ use super::{ContainersError, Docker, classify};
 use crate::containers::VolumeBound;
 use crate::containers::disk::{Disk, taken};
 use crate::containers::held::held;
+use crate::instance::storage::Taken;
 
 /// Volumes that one turn looks at, and turns at the same time: others need the disk, too.
 const TURN: usize = 32;
@@ -43,14 +44,14 @@ impl Docker {
         folder.await.map(PathBuf::as_path)
     }
 
-    pub(super) async fn measure(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<u64>>, ContainersError> {
+    pub(super) async fn measure(&self, volumes: Vec<VolumeBound>) -> Result<Vec<Option<Taken>>, ContainersError> {
         if volumes.is_empty() {
             return Ok(Vec::new());
         }
         let folder = self.volumes_folder().await?;
         let turns: Vec<(PathBuf, Vec<VolumeBound>)> =
             volumes.chunks(TURN).map(|turn| (folder.to_owned(), turn.to_vec())).collect();
-        let seen: Vec<io::Result<Vec<Option<u64>>>> = stream::iter(turns)
+        let seen: Vec<io::Result<Vec<Option<Taken>>>> = stream::iter(turns)
             .map(|(folder, turn)| async move {
                 let looked = tokio::task::spawn_blocking(move || look(&folder, &turn)).await;
                 looked.unwrap_or_else(|gone| Err(io::Error::other(gone)))
@@ -68,10 +69,11 @@ impl Docker {
         }
     }
 
-    async fn ask(&self, volumes: &[VolumeBound]) -> Result<Vec<Option<u64>>, ContainersError> {
+    async fn ask(&self, volumes: &[VolumeBound]) -> Result<Vec<Option<Taken>>, ContainersError> {
         let sizes = timeout(DF_TIMEOUT, df()).await;
         let sizes = sizes.unwrap_or_else(|late| Err(ContainersError::Unreachable(late.to_string())))?;
-        Ok(volumes.iter().map(|volume| sizes.get(&volume.name).copied()).collect())
+        let taken = |bytes: &u64| Taken { bytes: *bytes, files: 0 };
+        Ok(volumes.iter().map(|volume| sizes.get(&volume.name).map(taken)).collect())
     }
 
     pub(super) async fn volumes_disk(&self) -> Option<Disk> {
@@ -81,11 +83,15 @@ impl Docker {
 }
 
 /// With what was deleted, and takes room all the same.
-async fn with_deleted(volumes: Vec<VolumeBound>, seen: Vec<Option<u64>>) -> Result<Vec<Option<u64>>, ContainersError> {
+async fn with_deleted(
+    volumes: Vec<VolumeBound>,
+    seen: Vec<Option<Taken>>,
+) -> Result<Vec<Option<Taken>>, ContainersError> {
     let looked = tokio::task::spawn_blocking(move || {
         let held = held(&volumes.iter().map(|volume| volume.name.as_str()).collect());
-        let with = |(volume, bytes): (&VolumeBound, Option<u64>)| {
-            Some(bytes?.saturating_add(held.get(&volume.name).copied().unwrap_or_default()))
+        let with = |(volume, seen): (&VolumeBound, Option<Taken>)| {
+            let (seen, held) = (seen?, held.get(&volume.name).copied().unwrap_or_default());
+            Some(Taken { bytes: seen.bytes.saturating_add(held.bytes), files: seen.files + held.files })
         };
         volumes.iter().zip(seen).map(with).collect()
     });
@@ -93,9 +99,9 @@ async fn with_deleted(volumes: Vec<VolumeBound>, seen: Vec<Option<u64>>) -> Resu
 }
 
 /// None of a volume that is not there.
-fn look(folder: &Path, volumes: &[VolumeBound]) -> io::Result<Vec<Option<u64>>> {
-    let look = |volume: &VolumeBound| match taken(&folder.join(&volume.name).join("_data"), volume.limit) {
-        Ok(bytes) => Ok(Some(bytes)),
+fn look(folder: &Path, volumes: &[VolumeBound]) -> io::Result<Vec<Option<Taken>>> {
+    let look = |volume: &VolumeBound| match taken(&folder.join(&volume.name).join("_data"), volume.limits) {
+        Ok(taken) => Ok(Some(taken)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     };

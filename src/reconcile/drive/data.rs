@@ -19,6 +19,7 @@ use crate::failpoint::Boundary;
 use crate::haproxy::Proxy;
 use crate::instance::plan::Seen;
 use crate::instance::{Instance, Phase, volume_serial};
+use crate::manifest::DataPlace;
 
 impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     /// Writes what the volume has into an archive. Its container stands still.
@@ -96,7 +97,14 @@ impl<C: Containers, P: Proxy> Driver<'_, C, P> {
     pub(super) async fn unarchive(&self, instance: &Instance) -> Result<(), Halt> {
         let World { manifest, containers, archives, faults, .. } = self.world;
         let Some(archive) = &instance.archive else { return Ok(()) };
-        archives.verify(archive).await?;
+        let taken = archives.verify(archive).await?;
+        if instance.limits(self.world.settings.limits).exceeded_by(taken) {
+            let data = DataPlace::Archive(archive.file.clone());
+            let row = manifest.stop_full(instance.id, &data, taken).await?;
+            let why = row.and_then(|row| row.storage_full).map(|full| full.why()).unwrap_or_default();
+            log::warn!(instance:% = instance.id; "{} is not restored: {why}", instance.container);
+            return Ok(());
+        }
         // A server that was killed may have left one at work, which has not noticed yet.
         containers.end_helpers(instance.id).await?;
         let at = |serial| Instance { volume_serial: serial, archive: None, ..instance.clone() };
