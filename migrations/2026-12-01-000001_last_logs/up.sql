@@ -5,7 +5,7 @@ CREATE TABLE last_logs (
     log         text        NOT NULL CHECK (octet_length(log) <= 16384),
     at          timestamptz NOT NULL DEFAULT now()
 );
--- Of each the last 16 KiB, from the beginning of a character on: the rest of one that is cut has at most three octets,
+-- Of each the last 16 KiB, from the beginning of a character on: the rest of a cut character has at most three octets,
 -- and each of them begins with the bits 10.
 INSERT INTO last_logs (instance_id, log, at)
 SELECT id,
