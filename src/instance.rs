@@ -58,8 +58,6 @@ pub struct Instance {
     pub next_attempt_at: Option<DateTime<Utc>>,
     /// Why the last attempt failed, for people.
     pub last_error: Option<String>,
-    /// The last lines that its Hoodie wrote before it failed.
-    pub last_log: Option<String>,
     /// Whether it was provisioned again and found the data of its earlier life.
     pub restored: bool,
     /// When it was first asked for.
@@ -369,7 +367,6 @@ impl Instance {
             attempts: 0,
             next_attempt_at: None,
             last_error: None,
-            last_log: None,
             restored: false,
             created_at: now,
             updated_at: now,

@@ -29,6 +29,7 @@
 //! | [`config`], [`cli`] | settings, and the commands |
 //! | [`credentials`] | the instance key, and what is derived from it: the admins' passwords, the salts of their sessions |
 //! | `app_connection` | a connection to an app, which can harm nobody by what it answers |
+//! | `bounded` | what is kept of text that tenants and engines write |
 //! | `whole_file` | a file that is written whole or not at all |
 //! | `fuzzing` | the doors of a fuzzer, to parsers of what comes from outside |
 //! | [`failpoint`] | where a test ends the process, to show that no moment is a bad one |
@@ -37,6 +38,7 @@
 
 mod app_connection;
 pub mod archive;
+mod bounded;
 pub mod cli;
 pub mod clients;
 pub mod config;

@@ -8,6 +8,7 @@
 //! | `desired`, one step down or back up | the policy, and whoever makes room | compare-and-set on (id, generation, desired, phase) (`rest`) |
 //! | `next_spec`, `rolling` | `haas roll`, then the reconciler | (`roll`) |
 //! | `generation`, and with it the admin's password | `haas rotate`, too | under the intent lock (`sign_on`) |
+//! | `last_logs` | the reconciler: with `failed`; removed with an answer, and by a new life (`last_logs`) | in the same transaction as the phase |
 //! | `sign_on_tokens` | `POST /sso` and `haas sso`; each is removed by whoever opens its link | one statement (`sign_on`) |
 //! | `phase` and all that was observed; `archive` and `volume_serial`, which say where the data is | the reconciler | compare-and-set on (id, generation, phase) |
 //! | `port` | both: taken with the intent, moved or given back by the reconciler | in the same transaction as its cause |
@@ -18,6 +19,7 @@
 mod events;
 mod hosts;
 mod intents;
+mod last_logs;
 mod leader;
 mod migrations;
 mod nonces;

@@ -91,13 +91,14 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
         return Ok(Outcome::NotFound);
     };
     let events = manifest.events(row.id, EVENTS).await?;
+    let last_log = manifest.last_log(row.id).await?;
     let view = InstanceView::new(&row, config.public());
     if arguments.json {
         let mut object = serde_json::to_value(&view)?;
         object["volume"] = json!(row.archive.is_none().then(|| row.volume()));
         object["archive"] = json!(row.archive);
         object["attempts"] = json!(row.attempts);
-        object["last_log"] = json!(row.last_log);
+        object["last_log"] = json!(last_log);
         object["events"] = serde_json::to_value(&events)?;
         say!("{}", serde_json::to_string_pretty(&object)?);
         return Ok(Outcome::Done);
@@ -148,7 +149,7 @@ pub(super) async fn show(global: &Global, arguments: &Show) -> anyhow::Result<Ou
     for event in events {
         say!("  {}  {:<14} {}  {}", event.at.format("%F %T"), event.kind, event.by(), event.detail);
     }
-    if let Some(log) = &row.last_log {
+    if let Some(log) = &last_log {
         say!("last lines of its log before it failed:");
         for line in log.lines() {
             say!("  {line}");

@@ -3,6 +3,7 @@
 mod data;
 mod disk;
 mod helper;
+mod last_log;
 mod listed;
 mod network;
 mod signal;
@@ -19,8 +20,8 @@ use std::time::Duration;
 use bollard::errors::Error as BollardError;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
 use bollard::query_parameters::{
-    CreateContainerOptions, EventsOptions, InspectContainerOptions, ListContainersOptions, LogsOptions,
-    RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
+    CreateContainerOptions, EventsOptions, InspectContainerOptions, ListContainersOptions, RemoveContainerOptions,
+    StartContainerOptions, StopContainerOptions,
 };
 use bytes::Bytes;
 use chrono::Utc;
@@ -37,6 +38,7 @@ use super::{
 };
 use crate::app_connection::{ANSWER_MAX, Connection, ready};
 use crate::archive::tree::Found;
+use crate::bounded::{ERROR_MAX, bounded};
 use crate::config::Tenant;
 use crate::credentials::InstanceKey;
 use crate::instance::Instance;
@@ -54,8 +56,8 @@ const REMOVAL_LOOKS: u32 = 100;
 const PAGE: i32 = 500;
 /// How long an app whose data is too much may take to exit before it is killed.
 const FULL_PATIENCE: Duration = Duration::from_secs(1);
-/// Lines of a failed Hoodie's log that are kept.
-const LOG_LINES: &str = "40";
+/// Bytes of an error of the engine's: with what stands before them, they fit into a row.
+const WORDS_MAX: usize = ERROR_MAX - 128;
 
 /// What the engine has to know of this installation.
 #[derive(Debug, Clone)]
@@ -425,20 +427,7 @@ impl Containers for Docker {
     }
 
     async fn last_log(&self, instance: &Instance) -> Result<String, ContainersError> {
-        let options = LogsOptions { stdout: true, stderr: true, tail: LOG_LINES.to_owned(), ..LogsOptions::default() };
-        let Some(id) = self.own(instance).await?.and_then(|found| found.id) else { return Ok(String::new()) };
-        let mut lines = self.client().await?.logs(&id, Some(options));
-        let mut text = String::new();
-        while let Some(line) = lines.next().await {
-            match line {
-                Ok(line) => text.push_str(&line.to_string()),
-                Err(error) if status(&error) == Some(404) => break,
-                Err(error) => return Err(classify(error)),
-            }
-        }
-        let Admin { password, session_salt } = Admin::of(instance, &self.settings.key);
-        // Postgres can't hold NUL, and nobody should hold the secrets.
-        Ok(text.replace(&password, "…").replace(&session_salt, "…").replace('\0', ""))
+        self.end_of_log(instance).await
     }
 
     async fn remove(&self, instance: &Instance) -> Result<(), ContainersError> {
@@ -481,8 +470,8 @@ fn status(error: &BollardError) -> Option<u16> {
 fn classify(error: BollardError) -> ContainersError {
     match error {
         BollardError::DockerResponseServerError { status_code, message } => {
-            ContainersError::Refused(format!("{message} ({status_code})"))
+            ContainersError::Refused(format!("{} ({status_code})", bounded(&message, WORDS_MAX)))
         }
-        other => ContainersError::Unreachable(other.to_string()),
+        other => ContainersError::Unreachable(bounded(&other.to_string(), WORDS_MAX)),
     }
 }

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::rows::Event;
 use super::schema::events;
 use super::{Manifest, ManifestError};
+use crate::bounded::{WORD_MAX, bounded, bounded_detail};
 use crate::instance::name::{AppName, Username};
 
 /// Who brings a change about.
@@ -75,8 +76,8 @@ struct Who<'a> {
     client_id: Option<&'a str>,
     key_id: Option<&'a str>,
     source: Option<String>,
-    login: Option<&'a str>,
-    request_id: Option<&'a str>,
+    login: Option<String>,
+    request_id: Option<String>,
 }
 
 impl<'a> From<&'a Cause> for Who<'a> {
@@ -87,12 +88,12 @@ impl<'a> From<&'a Cause> for Who<'a> {
             key_id: None,
             source: None,
             login: None,
-            request_id: cause.request.as_deref(),
+            request_id: cause.request.as_deref().map(|id| bounded(id, WORD_MAX)),
         };
         match &cause.actor {
             Actor::Haas => {}
             Actor::Visitor => who.actor = "visitor",
-            Actor::Admin { login } => (who.actor, who.login) = ("admin", Some(login.as_str())),
+            Actor::Admin { login } => (who.actor, who.login) = ("admin", Some(bounded(login, WORD_MAX))),
             Actor::Client { client, key, source } => {
                 (who.actor, who.client_id, who.key_id) = ("client", Some(client.as_str()), Some(key.as_str()));
                 who.source = source.map(|source| source.to_string());
@@ -126,7 +127,7 @@ pub(super) async fn append_outcome(
     let what = (
         events::instance_id.eq(instance),
         events::kind.eq(kind),
-        events::detail.eq(detail),
+        events::detail.eq(bounded_detail(detail)),
         events::outcome.eq(outcome.as_str()),
     );
     diesel::insert_into(events::table).values((what, who)).execute(conn).await?;
@@ -141,7 +142,8 @@ pub(super) async fn append_all(
     details: Vec<(Uuid, Value)>,
 ) -> Result<(), diesel::result::Error> {
     let who = Who::from(cause);
-    let (ids, details): (Vec<Uuid>, Vec<Value>) = details.into_iter().unzip();
+    let (ids, details): (Vec<Uuid>, Vec<Value>) =
+        details.into_iter().map(|(id, detail)| (id, bounded_detail(detail))).unzip();
     diesel::sql_query(
         "INSERT INTO events (instance_id, kind, detail, actor, client_id, key_id, source, login, request_id)
          SELECT id, $3, detail, $4, $5, $6, $7, $8, $9 FROM unnest($1, $2) AS changed (id, detail)",
@@ -242,7 +244,7 @@ impl Manifest {
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn note_change(&self, kind: &str, detail: Value) -> Result<(), ManifestError> {
         self.run(async |conn| {
-            let what = (events::kind.eq(kind), events::detail.eq(detail));
+            let what = (events::kind.eq(kind), events::detail.eq(bounded_detail(detail)));
             diesel::insert_into(events::table).values((what, Who::from(&*self.cause))).execute(conn).await?;
             Ok(())
         })

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::rows::InstanceRow;
 use super::schema::instances;
-use super::{Cause, Manifest, ManifestError, events, hosts, names, ports};
+use super::{Cause, Manifest, ManifestError, events, hosts, last_logs, names, ports};
 use crate::archive::Archive;
 use crate::instance::name::{AppName, Email, Hostname, Username};
 use crate::instance::storage::StorageFull;
@@ -141,7 +141,6 @@ impl Manifest {
                     instances::attempts.eq(0),
                     instances::next_attempt_at.eq(None::<DateTime<Utc>>),
                     instances::last_error.eq(full.map(StorageFull::why)),
-                    instances::last_log.eq(None::<String>),
                     instances::restored.eq(false),
                     instances::ready_at.eq(None::<DateTime<Utc>>),
                     instances::restorable_until.eq(None::<DateTime<Utc>>),
@@ -158,6 +157,7 @@ impl Manifest {
             .get_result(conn)
             .await
             .map_err(name_taken)?;
+        last_logs::forget(conn, row.id).await?;
         events::append(conn, &self.cause, row.id, event, json!({ "port": port, "again": true })).await?;
         row.try_into()
     }

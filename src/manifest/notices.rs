@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::rows::InstanceRow;
 use super::schema::{instances, notices};
 use super::{Manifest, ManifestError};
+use crate::bounded::{ERROR_MAX, bounded};
 use crate::instance::Instance;
 use crate::instance::policy::Descent;
 
@@ -186,7 +187,7 @@ impl Manifest {
                 .set((
                     notices::next_attempt_at.eq(next),
                     notices::attempts.eq(notices::attempts + 1),
-                    notices::last_error.eq(error),
+                    notices::last_error.eq(bounded(error, ERROR_MAX)),
                 ))
                 .execute(conn)
                 .await?;

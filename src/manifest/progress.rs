@@ -9,11 +9,21 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::events::Outcome;
+use super::last_logs::LastLog;
 use super::rows::{InstanceRow, Progress};
 use super::schema::instances;
 use super::{Manifest, ManifestError, events, ports, roll};
 use crate::archive::Archive;
+use crate::bounded::{ERROR_MAX, bounded};
 use crate::instance::{Desired, Instance, Phase};
+
+/// What is written in the transaction that enters a phase.
+#[derive(Default)]
+struct Along {
+    /// No other instance is to be rolled to this spec any more.
+    halted: Option<Value>,
+    log: LastLog,
+}
 
 impl Manifest {
     /// Enters a phase that needs nothing else written. Leaving `Removing` for `Deleted` gives
@@ -35,10 +45,10 @@ impl Manifest {
             ready_at: Some(Some(instance.ready_at.unwrap_or_else(Utc::now))),
             next_attempt_at: Some(None),
             last_error: Some(None),
-            last_log: Some(None),
             ..Progress::default()
         };
-        self.enter(instance, phase, progress, json!({})).await
+        let along = Along { log: LastLog::Forgotten, ..Along::default() };
+        self.enter_along(instance, phase, progress, json!({}), along).await
     }
 
     /// Enters `Running`: its Hoodie was seen to answer through HAProxy.
@@ -168,7 +178,7 @@ impl Manifest {
         .await
     }
 
-    /// Enters `Failed`, to be tried again at `next_attempt_at`.
+    /// Enters `Failed`, to be tried again at `next_attempt_at`. Of the log its end is kept.
     ///
     /// # Errors
     /// As for [`Manifest::advance`].
@@ -183,9 +193,9 @@ impl Manifest {
             attempts: Some(instance.attempts.saturating_add(1)),
             next_attempt_at: Some(Some(next_attempt_at)),
             last_error: Some(Some(error.to_owned())),
-            last_log: Some(last_log),
             ..Progress::default()
         };
+        let mut along = Along { log: last_log.map_or(LastLog::Forgotten, LastLog::Is), ..Along::default() };
         let mut detail = json!({ "error": error });
         if let Some(spec) = instance.next_spec.as_deref().filter(|_| instance.rolling) {
             // What it was made of before is known to work: at once.
@@ -195,10 +205,10 @@ impl Manifest {
             let other = instance.next_spec != instance.spec;
             if other && instance.attempts == 0 && matches!(instance.phase, Phase::Starting | Phase::Ready) {
                 detail = json!({ "error": error, "rolled back from": spec });
-                return self.enter_halting(instance, Phase::Failed, progress, detail, Some(json!(spec))).await;
+                along.halted = Some(json!(spec));
             }
         }
-        self.enter(instance, Phase::Failed, progress, detail).await
+        self.enter_along(instance, Phase::Failed, progress, detail, along).await
     }
 
     /// Writes down why a step did not work out in a phase that can't become `Failed`: what is
@@ -269,17 +279,16 @@ impl Manifest {
         progress: Progress,
         detail: Value,
     ) -> Result<Instance, ManifestError> {
-        self.enter_halting(instance, phase, progress, detail, None).await
+        self.enter_along(instance, phase, progress, detail, Along::default()).await
     }
 
-    /// Enters a phase; in the same transaction nobody else is to be rolled to this spec any more.
-    async fn enter_halting(
+    async fn enter_along(
         &self,
         instance: &Instance,
         phase: Phase,
         mut progress: Progress,
         mut detail: Value,
-        halted: Option<Value>,
+        along: Along,
     ) -> Result<Instance, ManifestError> {
         if !instance.phase.may_become(phase) {
             return Err(ManifestError::IllegalTransition { from: instance.phase, to: phase });
@@ -320,7 +329,8 @@ impl Manifest {
                     _ => Outcome::Done,
                 };
                 events::append_outcome(conn, &self.cause, instance.id, phase.as_str(), detail, outcome).await?;
-                if let Some(spec) = halted {
+                along.log.write(conn, instance.id).await?;
+                if let Some(spec) = along.halted {
                     roll::halt(conn, &spec, instance.id).await?;
                 }
                 row.try_into()
@@ -336,11 +346,12 @@ async fn compare_and_set(
     instance: &Instance,
     progress: Progress,
 ) -> Result<InstanceRow, ManifestError> {
+    let last_error = progress.last_error.map(|error| error.map(|text| bounded(&text, ERROR_MAX)));
     diesel::update(instances::table)
         .filter(instances::id.eq(instance.id))
         .filter(instances::generation.eq(instance.generation))
         .filter(instances::phase.eq(instance.phase.as_str()))
-        .set(Progress { updated_at: Some(Utc::now()), ..progress })
+        .set(Progress { updated_at: Some(Utc::now()), last_error, ..progress })
         .returning(InstanceRow::as_returning())
         .get_result(conn)
         .await

@@ -27,7 +27,6 @@ diesel::table! {
         attempts -> Integer,
         next_attempt_at -> Nullable<Timestamptz>,
         last_error -> Nullable<Text>,
-        last_log -> Nullable<Text>,
         restored -> Bool,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
@@ -42,6 +41,14 @@ diesel::table! {
         rolling -> Bool,
         restorable_until -> Nullable<Timestamptz>,
         storage_full -> Nullable<Jsonb>,
+    }
+}
+
+diesel::table! {
+    last_logs (instance_id) {
+        instance_id -> Uuid,
+        log -> Text,
+        at -> Timestamptz,
     }
 }
 

@@ -14,6 +14,7 @@ use super::awake::Room;
 use super::publish::{Published, route};
 use super::turns::Place;
 use super::{Settings, World};
+use crate::bounded::{ERROR_MAX, bounded};
 use crate::containers::{Containers, ContainersError, DataFound};
 use crate::failpoint::Boundary;
 use crate::haproxy::{Proxy, RouteChange};
@@ -71,12 +72,12 @@ struct Failure {
 impl Failure {
     /// What may succeed the next time.
     fn passing(why: impl Into<String>) -> Self {
-        Self { why: why.into(), lasts: false }
+        Self { why: bounded(&why.into(), ERROR_MAX), lasts: false }
     }
 
     /// What fails until somebody has done something about it.
     fn lasting(why: impl Into<String>) -> Self {
-        Self { why: why.into(), lasts: true }
+        Self { why: bounded(&why.into(), ERROR_MAX), lasts: true }
     }
 
     /// How long it rests after so many failures.

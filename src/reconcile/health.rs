@@ -7,6 +7,8 @@ use serde::Serialize;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
+use crate::bounded::{REPORT_MAX, bounded};
+
 /// One part, as it was last seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Part {
@@ -95,6 +97,7 @@ impl Health {
     #[allow(clippy::needless_pass_by_value, reason = "every caller has one to give away")]
     /// Writes a part's state down, and logs it when it is news.
     fn set(&self, name: &str, detail: Option<String>, part: impl Fn(&mut Report) -> &mut Part) {
+        let detail = detail.map(|words| bounded(&words, REPORT_MAX));
         let mut before = self.report();
         let before = part(&mut before);
         if before.ok == detail.is_none() && before.detail == detail {
