@@ -12,10 +12,18 @@ use crate::instance::name::Hostname;
 /// How soon HAProxy is looked for again after it was found down.
 const DOWN_RETRY: Duration = Duration::from_secs(1);
 
-/// The routes that the manifest asks for.
+/// The routes that the manifest asks for, of all instances that live.
 #[must_use]
 pub fn routes<'a>(instances: impl IntoIterator<Item = &'a Instance>) -> Routes {
-    Routes::new(instances.into_iter().filter_map(route))
+    let mut unrouted = Vec::new();
+    let routed = instances.into_iter().filter_map(|instance| {
+        let route = route(instance);
+        if route.is_none() && !instance.desired.gone() {
+            unrouted.extend(instance.hosts().cloned());
+        }
+        route
+    });
+    Routes::new(routed).with_unrouted(unrouted)
 }
 
 /// An instance's route, if it should have one.
