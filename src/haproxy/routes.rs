@@ -100,7 +100,7 @@ impl Routes {
     }
 
     /// Every host that needs a certificate.
-    pub(super) fn covered(&self) -> impl Iterator<Item = &Hostname> {
+    pub fn covered(&self) -> impl Iterator<Item = &Hostname> {
         self.iter().flat_map(Route::hosts).chain(self.unrouted.iter())
     }
 

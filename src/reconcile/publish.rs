@@ -234,6 +234,21 @@ mod tests {
     }
 
     #[test]
+    fn a_host_needs_a_certificate_until_its_instance_is_deleted() {
+        let row = |phase, desired| Instance { desired, phase, ..instance() };
+        for (row, routed, covered) in [
+            (row(Phase::Running, Desired::Running), 1, 1),
+            (row(Phase::Starting, Desired::Running), 0, 1),
+            (row(Phase::Asleep, Desired::Asleep), 0, 1),
+            (row(Phase::Archived, Desired::Archived), 0, 1),
+            (row(Phase::Draining, Desired::Deleted), 0, 0),
+        ] {
+            let routes = routes([&row]);
+            assert_eq!((routes.len(), routes.covered().count()), (routed, covered), "{row:?}");
+        }
+    }
+
+    #[test]
     fn a_route_is_known_only_while_nothing_that_says_otherwise_is_under_way() {
         let (row, mut published) = (instance(), Published::default());
         let (with, without) = (routes([&row]), Routes::default());

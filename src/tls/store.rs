@@ -213,9 +213,11 @@ impl Store {
             .map(|(number, names)| Ok((leaf_name(number), authority.issue(&names, now)?)))
             .collect::<Result<_, AuthorityError>>()?;
         let any = !made.is_empty();
+        // A request waits for it, and one that a power cut has torn is made anew; but not when others
+        // go for it.
+        let durability = if removed.is_empty() { Durability::Process } else { Durability::Power };
         for (name, bundle) in made {
-            // Somebody waits for it; one that is torn by a crash is made anew.
-            self.put(&name, bundle, Durability::Process)?;
+            self.put(&name, bundle, durability)?;
         }
         if !removed.is_empty() {
             log::info!(
