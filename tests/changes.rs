@@ -102,7 +102,7 @@ async fn a_tokens_bearer_writes_so_many_events_and_its_client_goes_on() {
     let written = events(&haas, "appmaker", &of_notes).await;
     assert!((PER_APP..=most(PER_APP, began)).contains(&written), "{written} events: {statuses:?}");
 
-    // What changes nothing is never refused; what is wrong is told so as ever.
+    // What changes nothing is never refused; bad input gets its 422 as ever.
     for _ in 0..20 {
         let answer = ask(&haas, Method::POST, "/provision", &token, &body("notes", &email)).await;
         assert_eq!(answer.status(), 200);

@@ -92,7 +92,7 @@ impl Routes {
         Self { routes: Arc::new(sorted.into_values().collect()), ..Self::default() }
     }
 
-    /// With the hosts of apps that have no route now, such as one that sleeps: the request that
+    /// With the hosts of apps that have no route now, such as a sleeping one: the request that
     /// wakes it comes by HTTPS, and for that its host needs a certificate.
     #[must_use]
     pub fn with_unrouted(self, hosts: Vec<Hostname>) -> Self {

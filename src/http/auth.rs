@@ -155,7 +155,7 @@ impl Act<'_> {
         match outcome {
             Ok(done) => Ok(done),
             Err(error) => {
-                // Of one that was cut off it is not known whether it was written.
+                // Whether a change that was cut off was written is unknown.
                 if !matches!(error, ManifestError::Unavailable(_)) {
                     self.spending.give_back();
                 }

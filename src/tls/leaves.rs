@@ -48,7 +48,7 @@ pub fn plan(leaves: &BTreeMap<u32, Leaf>, domain: &str, needed: &BTreeSet<String
     let mut fresh = Vec::new();
     let mut own = None;
     for (number, leaf) in packed {
-        // One that is there already was packed before, by a process that was ended on the way.
+        // A leaf with just these names was packed by a process that was ended on the way.
         let there = leaves.iter().find(|(number, present)| **number != OWN && **present == leaf);
         match there {
             _ if number == OWN => own = Some(leaf),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_stays_until_those_that_nobody_needs_outweigh_the_rest() {
+    fn a_name_stays_until_the_superfluous_ones_outweigh_the_rest() {
         let own = names(&[DOMAIN]);
         let mut leaves = BTreeMap::from([(0, own.clone())]);
         let kept: BTreeSet<String> = own.iter().cloned().chain(numbered(0..1)).collect();

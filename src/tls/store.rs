@@ -213,7 +213,7 @@ impl Store {
             .map(|(number, names)| Ok((leaf_name(number), authority.issue(&names, now)?)))
             .collect::<Result<_, AuthorityError>>()?;
         let any = !made.is_empty();
-        // A request waits for it, and one that a power cut has torn is made anew; but not when others
+        // A request waits for it, and a leaf torn by a power cut is made anew; but not when others
         // go for it.
         let durability = if removed.is_empty() { Durability::Process } else { Durability::Power };
         for (name, bundle) in made {

@@ -252,7 +252,7 @@ fn a_name_that_was_issued_since_the_others_were_read_is_not_dropped() {
     folder.store.issue_all(names(&["*.alice.haas.localhost"]), now).unwrap();
     assert_eq!(folder.files().len(), 2);
     assert!(has(&folder, "www.example.net") && !has(&folder, "h00000.example.org"));
-    // One that is there by then has to be among those that are read.
+    // The next time it has to be among those that were read.
     folder.store.issue_all(many(1000, 8), now).unwrap();
     folder.store.issue_all(names(&["*.alice.haas.localhost"]), now).unwrap();
     assert!(!has(&folder, "www.example.net"));
