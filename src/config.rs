@@ -96,6 +96,12 @@ settings! {
         wait: Duration = "\"30s\"",
         /// Wrong keys a minute from one address, or said to be one client's, before it is answered 429.
         failures_per_minute: u32 = "20",
+        /// Changes that one client may make a minute, and so many at once; one more is answered 429.
+        /// Each event that is written is one. 0 for no bound.
+        changes_per_minute: u32 = "1200",
+        /// Changes of one app that one client may make a minute, and so many at once. The bearer of a
+        /// token is a client of its own, with twice as many for all apps of its user. 0 for no bound.
+        changes_per_app: u32 = "30",
         /// Threads that serve the API.
         workers: usize = "2",
     }

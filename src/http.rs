@@ -7,6 +7,8 @@
 
 mod auth;
 mod body;
+mod bucket;
+mod changes;
 mod forward;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
@@ -43,6 +45,7 @@ use crate::instance::name::Hostname;
 use crate::manifest::Manifest;
 use crate::reconcile::{Health, Held, Nudges};
 
+pub use changes::Changes;
 pub use openapi::document as openapi_document;
 pub use own::sign_on_url;
 pub use problem::Problem;
@@ -63,6 +66,8 @@ pub struct Api {
     pub clients: Clients,
     /// Who has failed to show that too often.
     pub throttle: Throttle,
+    /// What each of them has changed lately.
+    pub changes: Changes,
     /// Where a test ends the process.
     pub faults: Faults,
     /// Requests that wait for apps to come up.

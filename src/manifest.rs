@@ -16,6 +16,7 @@
 //! Every change of a row notifies the channel `haas`, so that any process may write and the one
 //! acting reconciler hears of it.
 
+mod budget;
 mod events;
 mod hosts;
 mod intents;
@@ -52,6 +53,7 @@ use crate::instance::policy::Policy;
 use crate::instance::spec::Spec;
 use crate::instance::storage::Limits;
 
+pub use budget::{Budget, Overspent};
 pub use events::{Actor, Cause, EventFilter};
 pub use hosts::Rehosted;
 pub use intents::{NewInstance, Provisioned};
@@ -110,6 +112,9 @@ pub enum ManifestError {
     /// The user has as many apps as one may have.
     #[error("a user may have {0} apps, and has them")]
     TooManyApps(u32),
+    /// Its cause has written as much lately as it may.
+    #[error(transparent)]
+    TooManyChanges(#[from] Overspent),
     /// Its data takes more of the disk than it may.
     #[error("its storage is full: {0}")]
     StorageFull(String),

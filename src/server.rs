@@ -11,7 +11,7 @@ use crate::containers::{Docker, DockerSettings};
 use crate::credentials::{InstanceKey, KeyError};
 use crate::failpoint::Faults;
 use crate::haproxy::{self, Haproxy, ReloadSignal};
-use crate::http::{self, Api, Listener, Throttle};
+use crate::http::{self, Api, Changes, Listener, Throttle};
 use crate::manifest::{Cause, Manifest, ManifestError};
 use crate::reconcile::{self, Health, Held, Nudges, Worker, World};
 use crate::watch;
@@ -108,6 +108,7 @@ pub async fn run(config: &Config, stop: impl Future<Output = ()>) -> Result<(), 
         health: health.clone(),
         clients: clients.clone(),
         throttle: Throttle::new(config.http.failures_per_minute),
+        changes: Changes::new(config.http.changes_per_minute, config.http.changes_per_app),
         faults,
         held: world.held.clone(),
         key,

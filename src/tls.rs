@@ -21,9 +21,9 @@ mod trust;
 
 pub use authority::{Authority, AuthorityError};
 pub use bundle::{Bundle, BundleError};
-pub use leaves::{Leaf, plan};
+pub use leaves::{Leaf, Plan, missing, plan};
 pub use names::{covers, needed};
-pub use store::{Refusal, Settings, Store, StoreError};
+pub use store::{Refusal, Settings, Store, StoreError, is_leaf};
 pub use trust::{TrustError, Trusted, client};
 
 /// Makes ring the process's cryptography. Clients with TLS can't be built before; calling it

@@ -11,6 +11,9 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use haas::config::Public;
 use haas::haproxy::{Haproxy, Proxy, RouteChange, Routes, Standing};
@@ -188,6 +191,73 @@ async fn the_local_ca_covers_an_app_before_its_route_is_told() {
     assert!(haproxy.change(&RouteChange::Unset(vec![bobs.host.clone()])).await.unwrap());
     let gone = client.get("https://todo.bob.haas.localhost:".to_owned() + &port.to_string()).send().await.unwrap();
     assert_eq!(gone.status(), 503, "the control API's to answer, which does not run here");
+}
+
+#[tokio::test]
+async fn custom_domains_that_come_and_go_leave_few_files_and_no_moment_without_a_certificate() {
+    let mut rig = rig(true);
+    let (notes, todo, control) = (Stub::new("notes").await, Stub::new("todo").await, Stub::new("control").await);
+    rig.settings.control = vec![format!("127.0.0.1:{}", control.port)];
+    // Sections can wait: a worker that is new has no certificate to lose.
+    rig.settings.reload_min_interval = Duration::from_hours(1);
+    let port = rig.settings.public.port;
+    let sleeper = Hostname::parse("sleeper.example.net").unwrap();
+    let haproxy = started(&mut rig, &routes(&[("notes", notes.port)])).await;
+    let mut slept = route("todo", todo.port);
+    slept.host = sleeper.clone();
+    assert!(haproxy.change(&RouteChange::Set(slept)).await.unwrap());
+    let worker = current(&haproxy).await;
+    let live = tls(&rig).join("live");
+    let files = || fs::read_dir(&live).unwrap().count();
+
+    // A browser that comes to both all the while.
+    let over = Arc::new(AtomicBool::new(false));
+    let comes = |host: &'static str| {
+        let over = Arc::clone(&over);
+        tokio::spawn(async move {
+            let (mut times, mut refused) = (0, 0);
+            while !over.load(Ordering::Relaxed) {
+                times += 1;
+                refused += u32::from(shown(port, host).await.is_none());
+            }
+            (times, refused)
+        })
+    };
+    let visitors = [comes("notes.alice.haas.localhost"), comes("sleeper.example.net")];
+    let (mut most, mut packed, mut last) = (0, 0, Vec::new());
+    for round in 0..50 {
+        let mut with = route("notes", notes.port);
+        last = (0..16).map(|at| Hostname::parse(&format!("h{at}.r{round}.example.org")).unwrap()).collect();
+        with.extra_hosts.clone_from(&last);
+        // By the lane, and by the publication after it. The other app sleeps by now: it has no route.
+        assert!(haproxy.change(&RouteChange::Set(with.clone())).await.unwrap());
+        let before = files();
+        publish(&haproxy, &Routes::new([with]).with_unrouted(vec![sleeper.clone()])).await;
+        packed += u32::from(files() < before);
+        most = most.max(files());
+    }
+    over.store(true, Ordering::Relaxed);
+    for visitor in visitors {
+        let (times, refused) = visitor.await.unwrap();
+        assert!(times > 20 && refused == 0, "{refused} of {times} had no certificate");
+    }
+    assert!(packed > 0 && most <= 6, "{most} files, packed {packed} times");
+    for host in last.iter().chain([&sleeper, &host("notes")]) {
+        assert!(shown(port, host.as_str()).await.is_some(), "{host}");
+    }
+    assert!(shown(port, "haas.localhost").await.is_some());
+    assert_eq!(shown(port, "h0.r0.example.org").await, None, "forgotten by now");
+    assert_eq!(current(&haproxy).await, worker, "nothing was reloaded");
+    assert!(haproxy.certificates().await.unwrap().amiss.is_empty());
+    let cfg = rig.settings.dir.join("haproxy.cfg");
+    let check = Command::new(&rig.settings.binary).arg("-c").arg("-f").arg(&cfg).output().unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    // A worker that loads the folder has them all.
+    rig.stop();
+    rig.start().await;
+    for host in last.iter().chain([&sleeper, &host("notes")]) {
+        assert!(shown(port, host.as_str()).await.is_some(), "{host}");
+    }
 }
 
 #[tokio::test]

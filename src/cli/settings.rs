@@ -149,7 +149,7 @@ pub(super) fn cause() -> Cause {
     let sudoer = std::env::var("SUDO_USER").ok().filter(|login| uid.is_root() && !login.is_empty());
     let account = || nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
     let login = sudoer.or_else(account).unwrap_or_else(|| uid.to_string());
-    Cause { actor: Actor::Admin { login }, request: None }
+    Cause { actor: Actor::Admin { login }, request: None, budget: None }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use super::master::Master;
 use super::processes::Worker;
 use super::{COMPARE_EVERY, HaproxyError, Route, Routes, Settings, check, files};
 use crate::instance::name::Hostname;
-use crate::tls::{Bundle, Refusal, Store, StoreError, covers, needed};
+use crate::tls::{Bundle, Refusal, Store, StoreError, covers, is_leaf, needed};
 
 #[cfg(feature = "fuzzing")]
 pub(super) use worker::fuzzing;
@@ -94,9 +94,9 @@ impl Certs {
         }
         self.take_given().await?;
         let domain = &self.settings.tls.domain;
-        let names = routes.iter().flat_map(Route::hosts).map(|host| needed(host, domain)).collect();
+        let names = routes.covered().map(|host| needed(host, domain)).collect();
         self.with_store(move |store| {
-            let issued = store.issue(names, Utc::now()).map_err(|error| error.to_string());
+            let issued = store.issue_all(names, Utc::now()).map_err(|error| error.to_string());
             store.sweep().map_err(|error| error.to_string())?;
             issued.map(drop)
         })
@@ -250,6 +250,8 @@ impl Certs {
         Ok(outcome)
     }
 
+    /// New files first, then those that have changed, then those that go: a name that moves from
+    /// one to another is in force all the while.
     async fn bring_in_line(
         &self,
         worker: &Running<'_>,
@@ -257,13 +259,9 @@ impl Certs {
         wanted: &BTreeMap<String, Mark>,
     ) -> Result<Result<(), String>, HaproxyError> {
         let mut outcome = Ok(());
-        for file in present.stored.keys().filter(|file| !wanted.contains_key(*file)).cloned().collect::<Vec<_>>() {
-            match worker.remove(present, &file).await? {
-                Ok(()) => log::info!("certificate {file} is out of force"),
-                Err(why) => outcome = Err(why),
-            }
-        }
-        for (file, mark) in wanted.iter().filter(|(file, mark)| !present.serves(file, mark)).collect::<Vec<_>>() {
+        let differ: Vec<_> = wanted.iter().filter(|(file, mark)| !present.serves(file, mark)).collect();
+        let (changed, new): (Vec<_>, Vec<_>) = differ.into_iter().partition(|(file, _)| present.listed.contains(*file));
+        for (file, mark) in new.into_iter().chain(changed) {
             let name = file.clone();
             let bundle = self
                 .with_store(move |store| store.live().find(|(file, _)| *file == name).map(|(_, bundle)| bundle.clone()))
@@ -271,6 +269,17 @@ impl Certs {
             let Some(bundle) = bundle else { continue };
             match worker.put(present, file, &bundle, mark).await? {
                 Ok(()) => log::info!("certificate {file} is in force, for {} names", bundle.names.len()),
+                Err(why) => outcome = Err(why),
+            }
+        }
+        let missing = outcome.is_err();
+        for file in present.stored.keys().filter(|file| !wanted.contains_key(*file)).cloned().collect::<Vec<_>>() {
+            if missing && is_leaf(&file) {
+                // Its names may be in the file that could not be put; the reload that is next has both.
+                continue;
+            }
+            match worker.remove(present, &file).await? {
+                Ok(()) => log::info!("certificate {file} is out of force"),
                 Err(why) => outcome = Err(why),
             }
         }

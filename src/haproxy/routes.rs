@@ -68,8 +68,20 @@ pub struct Moment(pub(crate) u64);
 
 /// Routes, sorted by host, one for each: equal sets render to equal bytes. Clones share them, since
 /// several places remember the same ten thousand.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Routes(Arc<Vec<Route>>);
+#[derive(Debug, Clone, Default)]
+pub struct Routes {
+    routes: Arc<Vec<Route>>,
+    unrouted: Arc<Vec<Hostname>>,
+}
+
+impl PartialEq for Routes {
+    /// Whether they route alike.
+    fn eq(&self, other: &Self) -> bool {
+        self.routes == other.routes
+    }
+}
+
+impl Eq for Routes {}
 
 impl Routes {
     /// Sorts them. Of several with the same host the last one stays; the manifest lets none of
@@ -77,29 +89,41 @@ impl Routes {
     #[must_use]
     pub fn new(routes: impl IntoIterator<Item = Route>) -> Self {
         let sorted: BTreeMap<Hostname, Route> = routes.into_iter().map(|route| (route.host.clone(), route)).collect();
-        Self(Arc::new(sorted.into_values().collect()))
+        Self { routes: Arc::new(sorted.into_values().collect()), ..Self::default() }
+    }
+
+    /// With the hosts of apps that have no route now, such as a sleeping one: the request that
+    /// wakes it comes by HTTPS, and for that its host needs a certificate.
+    #[must_use]
+    pub fn with_unrouted(self, hosts: Vec<Hostname>) -> Self {
+        Self { unrouted: Arc::new(hosts), ..self }
+    }
+
+    /// Every host that needs a certificate.
+    pub fn covered(&self) -> impl Iterator<Item = &Hostname> {
+        self.iter().flat_map(Route::hosts).chain(self.unrouted.iter())
     }
 
     /// In the order of their hosts.
     pub fn iter(&self) -> std::slice::Iter<'_, Route> {
-        self.0.iter()
+        self.routes.iter()
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.routes.len()
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.routes.is_empty()
     }
 
     /// Puts a route in, in place of one with the same host.
     pub fn insert(&mut self, route: Route) {
-        let routes = Arc::make_mut(&mut self.0);
+        let routes = Arc::make_mut(&mut self.routes);
         match routes.binary_search_by(|present| present.host.cmp(&route.host)) {
             Ok(at) => routes[at] = route,
             Err(at) => routes.insert(at, route),
@@ -108,8 +132,8 @@ impl Routes {
 
     /// Takes a route out.
     pub fn remove(&mut self, host: &Hostname) {
-        if let Ok(at) = self.0.binary_search_by(|present| present.host.cmp(host)) {
-            Arc::make_mut(&mut self.0).remove(at);
+        if let Ok(at) = self.routes.binary_search_by(|present| present.host.cmp(host)) {
+            Arc::make_mut(&mut self.routes).remove(at);
         }
     }
 
@@ -117,19 +141,19 @@ impl Routes {
     /// nowhere else, though an app may still hold it from before the domain was changed.
     pub(crate) fn entries(&self, control: &Hostname) -> BTreeMap<Hostname, String> {
         let hosts = |route: &'_ Route| route.hosts().filter(|host| *host != control).cloned().collect::<Vec<_>>();
-        self.0.iter().flat_map(|route| hosts(route).into_iter().map(|host| (host, route.target()))).collect()
+        self.routes.iter().flat_map(|route| hosts(route).into_iter().map(|host| (host, route.target()))).collect()
     }
 
     /// The hosts of every route to this port.
     #[must_use]
     pub fn hosts_of(&self, port: u16) -> Vec<&Hostname> {
-        self.0.iter().filter(|route| route.port == port).flat_map(Route::hosts).collect()
+        self.routes.iter().filter(|route| route.port == port).flat_map(Route::hosts).collect()
     }
 
     /// Whether this host is routed to this port.
     #[must_use]
     pub fn contains(&self, host: &Hostname, port: u16) -> bool {
-        self.0.binary_search_by(|route| route.host.cmp(host)).is_ok_and(|at| self.0[at].port == port)
+        self.routes.binary_search_by(|route| route.host.cmp(host)).is_ok_and(|at| self.routes[at].port == port)
     }
 }
 

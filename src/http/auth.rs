@@ -9,6 +9,7 @@ use actix_web::HttpRequest;
 use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName};
 use chrono::Utc;
 
+use super::changes::{App, Spending, Who};
 use super::problem::Problem;
 use super::request_id::RequestId;
 use super::signature::{Message, Signature, SignatureError};
@@ -67,11 +68,12 @@ impl Caller {
         if self.shown.client.policy.allows(right) {
             return Ok(());
         }
-        let manifest = api.manifest.caused_by(self.cause());
+        let manifest = api.manifest.caused_by(self.cause(Arc::new(self.spending(api, None))));
         self.note_refusal(&manifest, None, right.as_str(), "forbidden").await;
         Err(Problem::Forbidden(format!("it needs the right {}", right.as_str())))
     }
 
+    /// What is not written, for whichever reason, is logged.
     async fn note_refusal(
         &self,
         manifest: &Manifest,
@@ -84,7 +86,8 @@ impl Caller {
             let client = &self.shown.client.id;
             log::warn!(request = RequestId::current(); "{username}, by a token of the client {client}: {kind} is refused: {slug}");
         } else if let Err(error) = manifest.note_refusal(names, kind, slug).await {
-            log::warn!(request = RequestId::current(); "a refusal is not written down: {error}");
+            let client = &self.shown.client.id;
+            log::warn!(request = RequestId::current(); "the client {client}: {kind} is refused: {slug}; that is not written: {error}");
         }
     }
 
@@ -105,7 +108,9 @@ impl Caller {
         username: &'a Username,
         appname: &'a AppName,
     ) -> Result<Act<'a>, Problem> {
-        let act = Act { caller: self, manifest: api.manifest.caused_by(self.cause()), kind, username, appname };
+        let spending = Arc::new(self.spending(api, Some((username.clone(), appname.clone()))));
+        let manifest = api.manifest.caused_by(self.cause(Arc::clone(&spending)));
+        let act = Act { caller: self, manifest, spending, kind, username, appname };
         if self.usernames().permits(username) {
             return Ok(act);
         }
@@ -114,9 +119,22 @@ impl Caller {
         Err(problem)
     }
 
-    fn cause(&self) -> Cause {
+    /// What it may write, by what it has written lately.
+    fn spending(&self, api: &Api, app: Option<App>) -> Spending {
+        let bearer = match &self.shown.proof {
+            Proof::Token { username } => Some(username.clone()),
+            Proof::Secret | Proof::Signature { .. } => None,
+        };
+        Spending::new(&api.changes, Who { client: self.shown.client.id.clone(), bearer }, app)
+    }
+
+    fn cause(&self, spending: Arc<Spending>) -> Cause {
         let (client, key) = (self.shown.client.id.clone(), self.shown.key_id.clone());
-        Cause { actor: Actor::Client { client, key, source: self.source }, request: RequestId::current() }
+        Cause {
+            actor: Actor::Client { client, key, source: self.source },
+            request: RequestId::current(),
+            budget: Some(spending),
+        }
     }
 }
 
@@ -125,6 +143,7 @@ pub(super) struct Act<'a> {
     /// The manifest, through which it is done.
     pub manifest: Manifest,
     caller: &'a Caller,
+    spending: Arc<Spending>,
     kind: &'static str,
     username: &'a Username,
     appname: &'a AppName,
@@ -136,6 +155,10 @@ impl Act<'_> {
         match outcome {
             Ok(done) => Ok(done),
             Err(error) => {
+                // Whether a change that was cut off was written is unknown.
+                if !matches!(error, ManifestError::Unavailable(_)) {
+                    self.spending.give_back();
+                }
                 let problem = Problem::from(error);
                 self.note(&problem).await;
                 Err(problem)
@@ -144,7 +167,8 @@ impl Act<'_> {
     }
 
     async fn note(&self, problem: &Problem) {
-        if !problem.is_the_callers() {
+        // One for each change too many would be as bad as the change.
+        if !problem.is_the_callers() || matches!(problem, Problem::TooManyChanges { .. }) {
             return;
         }
         let names = Some((self.username, self.appname));

@@ -86,7 +86,7 @@ pub(super) async fn comes_up(
 
 /// The manifest, for whoever opens an app's host.
 pub(super) fn visitors(api: &Api) -> Manifest {
-    api.manifest.caused_by(Cause { actor: Actor::Visitor, request: RequestId::current() })
+    api.manifest.caused_by(Cause { actor: Actor::Visitor, request: RequestId::current(), budget: None })
 }
 
 /// Where an app answers, if it does.

@@ -41,13 +41,19 @@ impl Modify for KnownParties {
         let signature = ApiKey::Header(ApiKeyValue::with_description("Signature", signed));
         components.add_security_scheme("signature", SecurityScheme::ApiKey(signature));
         for path in document.paths.paths.values_mut() {
-            for operation in [&mut path.get, &mut path.put, &mut path.post].into_iter().flatten() {
+            let operations = [(&mut path.get, false), (&mut path.put, true), (&mut path.post, true)];
+            for (operation, changes) in operations {
+                let Some(operation) = operation else { continue };
                 let Some(refused) = operation.responses.responses.get("401").cloned() else { continue };
                 let responses = &mut operation.responses.responses;
-                for (status, description) in [
-                    ("403", "The client lacks the right, or may not act for this user"),
-                    ("429", "Too many wrong keys; try again after Retry-After"),
-                ] {
+                let too_many = if changes {
+                    "Too many wrong keys, or too many changes by this client, or of this app; try again after Retry-After"
+                } else {
+                    "Too many wrong keys; try again after Retry-After"
+                };
+                for (status, description) in
+                    [("403", "The client lacks the right, or may not act for this user"), ("429", too_many)]
+                {
                     let mut refused = refused.clone();
                     if let RefOr::T(response) = &mut refused {
                         description.clone_into(&mut response.description);

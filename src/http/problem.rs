@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::request_id::RequestId;
-use crate::manifest::ManifestError;
+use crate::manifest::{ManifestError, Overspent};
 
 /// What every problem's type begins with.
 const TYPE: &str = "urn:haas:problem:";
@@ -37,6 +37,13 @@ pub enum Problem {
     Forbidden(String),
     /// Too many wrong keys have come from there, or were said to be this client's.
     TooManyFailures {
+        /// How long to wait.
+        seconds: u64,
+    },
+    /// This client has changed as much lately as it may.
+    TooManyChanges {
+        /// Which bound it has reached.
+        bound: String,
         /// How long to wait.
         seconds: u64,
     },
@@ -124,6 +131,9 @@ impl Problem {
             Self::TooManyFailures { .. } => {
                 (S::TOO_MANY_REQUESTS, "too-many-failures", "Too many requests with a wrong key")
             }
+            Self::TooManyChanges { .. } => {
+                (S::TOO_MANY_REQUESTS, "too-many-changes", "Too many changes within a minute")
+            }
             Self::MalformedBody(_) => (S::BAD_REQUEST, "malformed-body", "The body can't be read"),
             Self::UnknownField(_) => (S::BAD_REQUEST, "unknown-field", "The body has fields that don't exist"),
             Self::InvalidQuery(_) => (S::BAD_REQUEST, "invalid-query", "The query has parameters that won't do"),
@@ -169,7 +179,7 @@ impl Problem {
     /// Seconds after which asking again makes sense.
     fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::TooManyFailures { seconds } => Some(*seconds),
+            Self::TooManyFailures { seconds } | Self::TooManyChanges { seconds, .. } => Some(*seconds),
             Self::NotReady => Some(2),
             Self::TooManyRequests => Some(1),
             Self::AllBusy => Some(10),
@@ -189,6 +199,9 @@ impl Problem {
             }
             Self::UnsupportedMediaType { taken } => Some(format!("must be {}", taken.join(" or "))),
             Self::NameTaken(which) => Some(format!("the name {which} is taken")),
+            Self::TooManyChanges { bound, seconds } => {
+                Some(format!("{bound}; the next one is possible in {seconds} s"))
+            }
             Self::TooManyApps(most) => Some(format!("a user may have {most}")),
             _ => None,
         };
@@ -257,6 +270,9 @@ impl From<ManifestError> for Problem {
             }
             ManifestError::BeingPurged => Self::BeingPurged,
             ManifestError::TooManyApps(most) => Self::TooManyApps(most),
+            ManifestError::TooManyChanges(Overspent { bound, wait }) => {
+                Self::TooManyChanges { bound, seconds: wait.as_secs().saturating_add(1) }
+            }
             ManifestError::StorageFull(_) => Self::StorageFull,
             ManifestError::NoFreePort => {
                 log::error!(request = RequestId::current(); "no port is free; see tenant.ports");

@@ -5,16 +5,14 @@
 //! those beside it, from the same source, don't count for a client that was let in from there lately.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Sources and clients that are remembered; past that the oldest are forgotten.
-const REMEMBERED: usize = 10_000;
+use super::bucket::{Bucket, Rate, make_room};
+
 /// How long a source is known as a client's own after it has signed in there.
 const OWN_FOR: Duration = Duration::from_secs(24 * 3600);
-const MINUTE: f64 = 60.0;
 
 /// Where requests come from; an IPv6 network counts as one, since whoever has one address of it
 /// mostly has all of them (RFC 6177, section 2).
@@ -31,12 +29,6 @@ impl From<Option<IpAddr>> for Source {
             v4 @ IpAddr::V4(_) => v4,
         }))
     }
-}
-
-/// Failures, which leak away with time.
-struct Bucket {
-    level: f64,
-    at: Instant,
 }
 
 /// What has let somebody in. They are remembered apart: who has a token must not be able to guess at its
@@ -61,7 +53,7 @@ struct State {
 #[derive(Clone)]
 pub struct Throttle {
     /// Failures a minute, and so many at once.
-    allowed: f64,
+    allowed: Rate,
     state: Arc<Mutex<State>>,
 }
 
@@ -69,7 +61,7 @@ impl Throttle {
     /// Slows down whoever fails more often than this.
     #[must_use]
     pub fn new(failures_per_minute: u32) -> Self {
-        Self { allowed: f64::from(failures_per_minute), state: Arc::default() }
+        Self { allowed: Rate::per_minute(failures_per_minute), state: Arc::default() }
     }
 
     /// How long somebody has to wait who has just given the right key; none for the welcome.
@@ -83,7 +75,7 @@ impl Throttle {
         let here = (source, name.to_owned());
         let known = remembered.get(&here).is_some_and(|at| now.duration_since(*at) < OWN_FOR);
         if !known {
-            let wait = sources.get(&source).and_then(|bucket| self.wait(bucket, now));
+            let wait = self.allowed.wait(sources, &source, now);
             if wait.is_some() {
                 return wait;
             }
@@ -97,49 +89,23 @@ impl Throttle {
     pub(super) fn fail(&self, source: Source, client: Option<&str>, now: Instant) -> Option<Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let waits = [
-            state.sources.get(&source).and_then(|bucket| self.wait(bucket, now)),
-            client.and_then(|client| state.clients.get(client)).and_then(|bucket| self.wait(bucket, now)),
+            self.allowed.wait(&state.sources, &source, now),
+            client.and_then(|client| self.allowed.wait(&state.clients, &client.to_owned(), now)),
         ];
         if let Some(wait) = waits.into_iter().flatten().max() {
             return Some(wait);
         }
-        self.count(&mut state.sources, source, now);
+        self.allowed.count(&mut state.sources, source, now);
         if let Some(client) = client {
-            self.count(&mut state.clients, client.to_owned(), now);
+            self.allowed.count(&mut state.clients, client.to_owned(), now);
         }
         None
     }
-
-    fn level(&self, bucket: &Bucket, now: Instant) -> f64 {
-        let leaked = now.duration_since(bucket.at).as_secs_f64() * self.allowed / MINUTE;
-        (bucket.level - leaked).max(0.0)
-    }
-
-    fn wait(&self, bucket: &Bucket, now: Instant) -> Option<Duration> {
-        let over = self.level(bucket, now) + 1.0 - self.allowed;
-        (over > 0.0).then(|| Duration::from_secs_f64(over * MINUTE / self.allowed))
-    }
-
-    fn count<K: Hash + Eq + Clone>(&self, buckets: &mut HashMap<K, Bucket>, key: K, now: Instant) {
-        make_room(buckets, |bucket| bucket.at);
-        let level = buckets.get(&key).map_or(0.0, |bucket| self.level(bucket, now));
-        buckets.insert(key, Bucket { level: level + 1.0, at: now });
-    }
-}
-
-/// Forgets the older half when there are too many.
-fn make_room<K: Hash + Eq, V>(map: &mut HashMap<K, V>, at: impl Fn(&V) -> Instant) {
-    if map.len() < REMEMBERED {
-        return;
-    }
-    let mut times: Vec<Instant> = map.values().map(&at).collect();
-    times.sort_unstable();
-    let middle = times[times.len() / 2];
-    map.retain(|_, value| at(value) > middle);
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::bucket::REMEMBERED;
     use super::*;
 
     fn source(text: &str) -> Source {

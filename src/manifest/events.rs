@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -11,6 +12,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::budget::{Budget, Overspent};
 use super::rows::Event;
 use super::schema::events;
 use super::{Manifest, ManifestError};
@@ -42,12 +44,21 @@ pub enum Actor {
 }
 
 /// Who brings a change about, and by which request.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Cause {
     /// Who.
     pub actor: Actor,
     /// The request's id, as HAProxy's log has it.
     pub request: Option<String>,
+    /// How much it may write; none for no bound.
+    pub budget: Option<Arc<dyn Budget>>,
+}
+
+impl Cause {
+    /// One more event is to be written.
+    fn spend(&self) -> Result<(), Overspent> {
+        self.budget.as_ref().map_or(Ok(()), |budget| budget.spend())
+    }
 }
 
 /// What came of a change.
@@ -110,7 +121,7 @@ pub(super) async fn append(
     instance: Uuid,
     kind: &str,
     detail: Value,
-) -> Result<(), diesel::result::Error> {
+) -> Result<(), ManifestError> {
     append_outcome(conn, cause, instance, kind, detail, Outcome::Done).await
 }
 
@@ -122,7 +133,8 @@ pub(super) async fn append_outcome(
     kind: &str,
     detail: Value,
     outcome: Outcome,
-) -> Result<(), diesel::result::Error> {
+) -> Result<(), ManifestError> {
+    cause.spend()?;
     let who = Who::from(cause);
     let what = (
         events::instance_id.eq(instance),
@@ -140,7 +152,10 @@ pub(super) async fn append_all(
     cause: &Cause,
     kind: &str,
     details: Vec<(Uuid, Value)>,
-) -> Result<(), diesel::result::Error> {
+) -> Result<(), ManifestError> {
+    for _ in &details {
+        cause.spend()?;
+    }
     let who = Who::from(cause);
     let (ids, details): (Vec<Uuid>, Vec<Value>) =
         details.into_iter().map(|(id, detail)| (id, bounded_detail(detail))).unzip();
@@ -224,6 +239,7 @@ impl Manifest {
         kind: &str,
         problem: &str,
     ) -> Result<(), ManifestError> {
+        self.cause.spend()?;
         self.run(async |conn| {
             let what = (
                 events::username.eq(names.map(|(username, _)| username.as_str())),
@@ -243,6 +259,7 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] when Postgres can't be asked.
     pub async fn note_change(&self, kind: &str, detail: Value) -> Result<(), ManifestError> {
+        self.cause.spend()?;
         self.run(async |conn| {
             let what = (events::kind.eq(kind), events::detail.eq(bounded_detail(detail)));
             diesel::insert_into(events::table).values((what, Who::from(&*self.cause))).execute(conn).await?;

@@ -12,10 +12,18 @@ use crate::instance::name::Hostname;
 /// How soon HAProxy is looked for again after it was found down.
 const DOWN_RETRY: Duration = Duration::from_secs(1);
 
-/// The routes that the manifest asks for.
+/// The routes that the manifest asks for, of all instances that live.
 #[must_use]
 pub fn routes<'a>(instances: impl IntoIterator<Item = &'a Instance>) -> Routes {
-    Routes::new(instances.into_iter().filter_map(route))
+    let mut unrouted = Vec::new();
+    let routed = instances.into_iter().filter_map(|instance| {
+        let route = route(instance);
+        if route.is_none() && !instance.desired.gone() {
+            unrouted.extend(instance.hosts().cloned());
+        }
+        route
+    });
+    Routes::new(routed).with_unrouted(unrouted)
 }
 
 /// An instance's route, if it should have one.
@@ -223,6 +231,21 @@ mod tests {
     fn publish(published: &mut Published, routes: &Routes, outcome: &Result<Publication, HaproxyError>) {
         published.trying(routes);
         published.tried(routes.clone(), outcome);
+    }
+
+    #[test]
+    fn a_host_needs_a_certificate_until_its_instance_is_deleted() {
+        let row = |phase, desired| Instance { desired, phase, ..instance() };
+        for (row, routed, covered) in [
+            (row(Phase::Running, Desired::Running), 1, 1),
+            (row(Phase::Starting, Desired::Running), 0, 1),
+            (row(Phase::Asleep, Desired::Asleep), 0, 1),
+            (row(Phase::Archived, Desired::Archived), 0, 1),
+            (row(Phase::Draining, Desired::Deleted), 0, 0),
+        ] {
+            let routes = routes([&row]);
+            assert_eq!((routes.len(), routes.covered().count()), (routed, covered), "{row:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::authority::{Authority, AuthorityError};
 use super::bundle::Bundle;
-use super::leaves::{Leaf, plan};
+use super::leaves::{Leaf, Plan, missing, plan};
 use crate::instance::name::Hostname;
 use crate::whole_file::{self, Durability};
 
@@ -78,13 +78,16 @@ pub struct Store {
     given: BTreeMap<String, (Trace, Result<Bundle, String>)>,
     /// What lies in `live/` and has no business there.
     stray: BTreeSet<String>,
+    /// Names that single apps were given since all that are needed were last told.
+    lately: BTreeSet<String>,
 }
 
 impl Store {
     /// Touches nothing yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, authority: None, live: BTreeMap::new(), given: BTreeMap::new(), stray: BTreeSet::new() }
+        let (live, given) = (BTreeMap::new(), BTreeMap::new());
+        Self { settings, authority: None, live, given, stray: BTreeSet::new(), lately: BTreeSet::new() }
     }
 
     /// Looks at both folders; files that are as they were are not read again. Returns the
@@ -116,7 +119,7 @@ impl Store {
             let known = self.given.remove(&name).filter(|(known, _)| *known == trace);
             let entry = known.unwrap_or_else(|| {
                 let read = checked_name(&name).and_then(|()| {
-                    if is_leaf(&name).is_some() {
+                    if is_leaf(&name) {
                         return Err(format!("names that begin with {LEAF_PREFIX} are the local CA's: rename it"));
                     }
                     parse(&folder.join(&name), trace)
@@ -160,35 +163,71 @@ impl Store {
     ///
     /// # Errors
     /// [`AuthorityError`].
-    pub fn issue(&mut self, mut needed: BTreeSet<String>, now: DateTime<Utc>) -> Result<bool, AuthorityError> {
+    pub fn issue(&mut self, names: BTreeSet<String>, now: DateTime<Utc>) -> Result<bool, AuthorityError> {
+        self.lately.extend(names.iter().cloned());
+        self.issue_by(names, now, |leaves, domain, names| {
+            let written = missing(leaves, domain, names).into_iter().collect();
+            Plan { written, removed: BTreeSet::new() }
+        })
+    }
+
+    /// The same where these names are all that are needed, but for those that were issued since they
+    /// were read: leaves are packed anew, without the others, when those outweigh them.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub fn issue_all(&mut self, mut needed: BTreeSet<String>, now: DateTime<Utc>) -> Result<bool, AuthorityError> {
+        needed.append(&mut self.lately);
+        self.issue_by(needed, now, plan)
+    }
+
+    fn issue_by(
+        &mut self,
+        mut names: BTreeSet<String>,
+        now: DateTime<Utc>,
+        plan: impl FnOnce(&BTreeMap<u32, Leaf>, &str, &BTreeSet<String>) -> Plan,
+    ) -> Result<bool, AuthorityError> {
         if !self.settings.local_ca {
             return Ok(false);
         }
         let domain = self.settings.domain.as_str().to_owned();
-        needed.insert(domain.clone());
+        names.insert(domain.clone());
         let leaves: BTreeMap<u32, (Leaf, Bundle)> = self
             .live
             .iter()
             .filter_map(|(name, (_, leaf))| {
-                Some((is_leaf(name)?, (leaf.names.iter().cloned().collect(), leaf.clone())))
+                Some((leaf_number(name)?, (leaf.names.iter().cloned().collect(), leaf.clone())))
             })
             .collect();
-        let names = leaves.iter().map(|(number, (names, _))| (*number, names.clone())).collect();
+        let present = leaves.iter().map(|(number, (names, _))| (*number, names.clone())).collect();
         let authority = self.authority(now)?;
-        let mut due = plan(&names, &domain, &needed);
+        let Plan { mut written, removed } = plan(&present, &domain, &names);
+        let planned: BTreeSet<u32> = written.iter().map(|(number, _)| *number).chain(removed.iter().copied()).collect();
         for (number, (names, leaf)) in leaves {
-            if !authority.stands_by(&leaf, now) {
-                due.entry(number).or_insert(names);
+            if !planned.contains(&number) && !authority.stands_by(&leaf, now) {
+                written.push((number, names));
             }
         }
-        let made: Vec<(String, Bundle)> = due
+        let made: Vec<(String, Bundle)> = written
             .into_iter()
             .map(|(number, names)| Ok((leaf_name(number), authority.issue(&names, now)?)))
             .collect::<Result<_, AuthorityError>>()?;
         let any = !made.is_empty();
+        // A request waits for it, and a leaf torn by a power cut is made anew; but not when others
+        // go for it.
+        let durability = if removed.is_empty() { Durability::Process } else { Durability::Power };
         for (name, bundle) in made {
-            // Somebody waits for it; one that is torn by a crash is made anew.
-            self.put(&name, bundle, Durability::Process)?;
+            self.put(&name, bundle, durability)?;
+        }
+        if !removed.is_empty() {
+            log::info!(
+                "{} leaves of the local CA, most of whose names no app has any more, are packed anew",
+                removed.len()
+            );
+        }
+        // What these had to tell is in those by now.
+        for number in removed {
+            self.remove(&leaf_name(number))?;
         }
         Ok(any)
     }
@@ -199,23 +238,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn sweep(&mut self) -> Result<(), StoreError> {
-        let wanted = |name: &String| match is_leaf(name) {
-            Some(_) => self.settings.local_ca,
-            None => self.given.contains_key(name),
-        };
+        let wanted = |name: &String| if is_leaf(name) { self.settings.local_ca } else { self.given.contains_key(name) };
         let unwanted: Vec<String> = self.live.keys().filter(|name| !wanted(name)).cloned().collect();
-        for name in unwanted.iter().chain(&self.stray) {
-            let path = self.settings.live().join(name);
-            log::info!("{} is taken away", path.display());
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("removing", &path)(error)),
-                _ => {}
-            }
+        for name in unwanted.into_iter().chain(std::mem::take(&mut self.stray)) {
+            log::info!("{} is taken away", self.settings.live().join(&name).display());
+            self.remove(&name)?;
         }
-        for name in unwanted {
-            self.live.remove(&name);
-        }
-        self.stray.clear();
         Ok(())
     }
 
@@ -253,6 +281,16 @@ impl Store {
         Ok(&self.authority.insert(known).1)
     }
 
+    fn remove(&mut self, file: &str) -> Result<(), StoreError> {
+        let path = self.settings.live().join(file);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("removing", &path)(error)),
+            _ => {}
+        }
+        self.live.remove(file);
+        Ok(())
+    }
+
     fn put(&mut self, file: &str, bundle: Bundle, durability: Durability) -> Result<(), StoreError> {
         let folder = self.settings.live();
         create_folder(&folder)?;
@@ -269,7 +307,13 @@ fn leaf_name(number: u32) -> String {
     format!("{LEAF_PREFIX}{number:04}.pem")
 }
 
-fn is_leaf(name: &str) -> Option<u32> {
+/// Whether a file in `live/` is the local CA's.
+#[must_use]
+pub fn is_leaf(name: &str) -> bool {
+    leaf_number(name).is_some()
+}
+
+fn leaf_number(name: &str) -> Option<u32> {
     name.strip_prefix(LEAF_PREFIX)?.strip_suffix(".pem")?.parse().ok()
 }
 

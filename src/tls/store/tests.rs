@@ -215,3 +215,81 @@ fn a_ca_that_was_replaced_signs_anew_and_half_a_ca_is_never_replaced() {
         assert!(error.to_string().contains("remove both"));
     }
 }
+
+/// Names of so many leaves.
+fn many(from: usize, leaves: usize) -> BTreeSet<String> {
+    (from..from + leaves * 50).map(|n| format!("h{n:05}.example.org")).collect()
+}
+
+#[test]
+fn names_that_no_app_has_any_more_go_when_they_outweigh_the_rest() {
+    let mut folder = Folder::new(true);
+    let now = Utc::now();
+    let kept = names(&["*.alice.haas.localhost"]);
+    for round in 0..12 {
+        let toggled = many(round * 100, 2).into_iter().chain(kept.clone()).collect();
+        folder.store.issue_all(toggled, now).unwrap();
+        folder.store.issue_all(kept.clone(), now).unwrap();
+        folder.store.review(now).unwrap();
+        let files = folder.files();
+        assert!(files.len() <= 6, "{files:?}");
+        let live: BTreeSet<&String> = folder.store.live().flat_map(|(_, bundle)| &bundle.names).collect();
+        assert!(["haas.localhost", "*.alice.haas.localhost"].iter().all(|name| live.contains(&(*name).to_owned())));
+    }
+    assert!(!folder.store.issue_all(kept, now).unwrap(), "settled");
+    let own = folder.store.live().find(|(file, _)| *file == "haas-0000.pem").unwrap().1;
+    assert_eq!(own.names, ["haas.localhost"], "the operator's own leaf tells no tenant's name");
+}
+
+#[test]
+fn a_name_that_was_issued_since_the_others_were_read_is_not_dropped() {
+    let mut folder = Folder::new(true);
+    let now = Utc::now();
+    folder.store.issue_all(many(0, 8), now).unwrap();
+    // The lane gives one more app its certificate, and then all are packed for rows that were read before.
+    folder.store.issue(names(&["www.example.net"]), now).unwrap();
+    let has = |folder: &Folder, name: &str| folder.store.live().any(|(_, leaf)| leaf.names.iter().any(|of| of == name));
+    folder.store.issue_all(names(&["*.alice.haas.localhost"]), now).unwrap();
+    assert_eq!(folder.files().len(), 2);
+    assert!(has(&folder, "www.example.net") && !has(&folder, "h00000.example.org"));
+    // The next time it has to be among those that were read.
+    folder.store.issue_all(many(1000, 8), now).unwrap();
+    folder.store.issue_all(names(&["*.alice.haas.localhost"]), now).unwrap();
+    assert!(!has(&folder, "www.example.net"));
+}
+
+#[test]
+fn a_packing_that_is_cut_off_is_carried_through_by_the_next_process() {
+    let mut folder = Folder::new(true);
+    let now = Utc::now();
+    folder.store.issue_all(many(0, 20), now).unwrap();
+    let live = folder.dir.path().join("live");
+    let old = tempfile::tempdir().unwrap();
+    for file in folder.files() {
+        fs::copy(live.join(&file), old.path().join(&file)).unwrap();
+    }
+    let needed = many(475, 2);
+    folder.store.issue_all(needed.clone(), now).unwrap();
+    let packed = folder.files();
+    assert_eq!(packed.len(), 3);
+    // As after a kill before anything was removed: both are there.
+    let before: Vec<Vec<u8>> = packed.iter().map(|file| fs::read(live.join(file)).unwrap()).collect();
+    for file in fs::read_dir(old.path()).unwrap() {
+        let file = file.unwrap();
+        if !live.join(file.file_name()).exists() {
+            fs::copy(file.path(), live.join(file.file_name())).unwrap();
+        }
+    }
+    folder.forget(true);
+    folder.settle();
+    assert!(!folder.store.issue_all(needed.clone(), now).unwrap(), "what is written already is good");
+    assert_eq!(folder.files(), packed);
+    assert_eq!(packed.iter().map(|file| fs::read(live.join(file)).unwrap()).collect::<Vec<_>>(), before);
+    // A leaf that can't be written has none of the others removed.
+    folder.store.issue_all(many(0, 20), now).unwrap();
+    let all = folder.files();
+    let free = (1..99).map(leaf_name).find(|file| !all.contains(file)).unwrap();
+    fs::create_dir(live.join(&free)).unwrap();
+    assert!(folder.store.issue_all(many(3000, 1), now).is_err());
+    assert!(all.iter().all(|file| live.join(file).is_file()), "{all:?} {:?}", folder.files());
+}
