@@ -99,7 +99,7 @@ async fn giant_lines_of_a_tenant_leave_their_end_beside_its_row() {
 async fn words_without_end_are_cut_where_they_are_written() {
     let cluster = Cluster::start(support::ports(), &[]).await;
     let login = "administrator".repeat(1000);
-    let cause = Cause { actor: Actor::Admin { login }, request: Some("r".repeat(10_000)) };
+    let cause = Cause { actor: Actor::Admin { login }, request: Some("r".repeat(10_000)), budget: None };
     let manifest = cluster.manifest().caused_by(cause);
     // Control characters take six bytes each in JSON, and Postgres holds no NUL at all.
     for (user, words) in [("a", "é".repeat(60_000)), ("b", "\u{1}\0".repeat(60_000)), ("c", "\"\n".repeat(60_000))] {

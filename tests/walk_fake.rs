@@ -19,7 +19,7 @@ use haas::instance::policy::Descent;
 use haas::instance::spec::{Egress, Spec};
 use haas::instance::storage::Taken;
 use haas::instance::{Desired, Instance, Phase};
-use haas::manifest::{DataPlace, Filter, Manifest, NewInstance};
+use haas::manifest::{DataPlace, Filter, Manifest, NewInstance, Watched};
 use haas::reconcile::{Health, Nudges, Settings, Worker, World};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -60,6 +60,12 @@ fn start(cluster: &Cluster, fake: &FakeWorld, nth: u64, frozen: Arc<Notify>) -> 
     let url = cluster.config.manifest.database_url.to_string();
     let worker = Worker::new(world, url, Health::default(), Nudges::default());
     tokio::spawn(async move { match worker.run().await {} })
+}
+
+/// Its data is seen to take too much.
+async fn full(manifest: &Manifest, one: &Watched) {
+    let taken = Taken { bytes: u64::from(one.limits.mib) * 1024 * 1024 + 1, files: 1 };
+    manifest.stop_full(one.id, &DataPlace::Volume(one.volume()), taken).await.unwrap();
 }
 
 async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, ports: support::Ports) {
@@ -142,10 +148,8 @@ async fn meddle(random: &mut StdRng, manifest: &Manifest, fake: &FakeWorld, port
             // What is not there takes nothing.
             watched.retain(|one| fake.state().volumes.contains_key(&one.volume()));
             if !watched.is_empty() {
-                let one = watched[random.random_range(0..watched.len())];
-                let taken = Taken { bytes: u64::from(one.limits.mib) * 1024 * 1024 + 1, files: 1 };
-                let data = DataPlace::Volume(one.volume());
-                manifest.stop_full(one.id, &data, taken).await.unwrap();
+                let one = &watched[random.random_range(0..watched.len())];
+                full(manifest, one).await;
             }
             let mib = [None, Some(1), Some(2000)][random.random_range(0..3)];
             manifest.set_overrides(&username, &appname, |own| own.disk_mib = mib).await.unwrap();

@@ -98,14 +98,14 @@ impl<C: Containers, P: Proxy> World<C, P> {
         let settings = &self.settings;
         let due = Instant::now() + settings.disk_period.max(took * RESTS);
         let least = (took * RESTS_WHILE_IT_FILLS).max(FREE_LOOK).min(settings.disk_period);
-        let (bytes, files) = (u64::from(settings.limits.mib) * MIB / 4, u64::from(settings.limits.files) / 4);
+        let (much_bytes, much_files) = (u64::from(settings.limits.mib) * MIB / 4, u64::from(settings.limits.files) / 4);
         sleep(least).await;
         while let Some(rest) = due.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
             let Some((before, now)) = before.zip(self.containers.disk().await) else {
                 return sleep_until(due).await;
             };
-            let fills = |much, before: u64, now| much > 0 && before.saturating_sub(now) > much;
-            if fills(bytes, before.free, now.free) || fills(files, before.files_free, now.files_free) {
+            let fell = |much, before: u64, now| much > 0 && before.saturating_sub(now) > much;
+            if fell(much_bytes, before.free, now.free) || fell(much_files, before.files_free, now.files_free) {
                 return;
             }
             sleep(rest.min(FREE_LOOK)).await;

@@ -41,7 +41,7 @@ impl<C: Containers, P: Proxy> Worker<C, P> {
 
     /// Runs until it is dropped; whatever is under way then is left as a crash would leave it.
     pub async fn run(self) -> Infallible {
-        tokio::join!(self.hear(), self.act_or_stand_by()).0
+        tokio::join!(self.hear(), Box::pin(self.act_or_stand_by())).0
     }
 
     /// Hears of changes, whichever process makes them.
