@@ -28,7 +28,7 @@ fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// From its next start on, an app hangs: LevelDB reads `CURRENT` first, and nothing ever writes into the FIFO
+/// From its next start on, an app hangs: `LevelDB` reads `CURRENT` first, and nothing ever writes into the FIFO
 /// in its place.
 async fn hangs(haas: &Installation, user: &str, app: &str) {
     let found = named(&haas.data_folder(user, app).await, "CURRENT");
