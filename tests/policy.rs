@@ -131,7 +131,7 @@ async fn one_app_departs_from_the_policy_and_goes_back_to_it() {
     assert_eq!((policy("notes"), policy("todo")), (json!({ "idle_after": "never" }), Value::Null));
     let both = told(&haas, &["policy", &user, "notes", "--purge-after", "90d", "--json"]).await;
     let all = json!({ "idle_after": "never", "pause_after": "never", "archive_after": "30d",
-        "delete_after": "never", "purge_after": "90d", "disk_mib": 1024 });
+        "delete_after": "never", "purge_after": "90d", "disk_mib": 1024, "files": 100_000 });
     assert_eq!(both, json!({ "policy": all, "overrides": { "idle_after": "never", "purge_after": "90d" } }));
 
     for bad in ["soon", "5", "-1s", "1.5h", ""] {

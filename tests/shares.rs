@@ -4,11 +4,11 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::StatusCode;
 use support::eventually;
+use support::hanging::hangs;
 use support::hoodie::Hoodie;
 use support::installation::{Installation, docker};
 
@@ -19,34 +19,11 @@ const BAD: [&str; 6] = ["a1", "a2", "a3", "a4", "a5", "a6"];
 const FEW_PLACES: &str = "[tenant]\nready_timeout = \"2m\"\nstop_timeout = \"1s\"\n[http]\nwait = \"12s\"\n\
                           [reconcile]\nconcurrency = 2\n[lifecycle]\nwake_timeout = \"12s\"\nwake_concurrency = 2\n";
 
-/// Files of this name, in a folder and those below.
-fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|path| if path.is_dir() { named(&path, name) } else { vec![path] })
-        .filter(|path| path.ends_with(name))
-        .collect()
-}
-
-/// From its next start on, an app hangs: `LevelDB` reads `CURRENT` first, and nothing ever writes into the FIFO
-/// in its place.
-async fn hangs(haas: &Installation, user: &str, app: &str) {
-    let found = named(&haas.data_folder(user, app).await, "CURRENT");
-    assert!(!found.is_empty());
-    for path in found {
-        std::fs::remove_file(&path).unwrap();
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
-        std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
-    }
-}
-
 /// Apps of one user that sleep, and hang when they are woken.
 async fn hanging(haas: &Installation, apps: &[&str]) -> Vec<Hoodie> {
     let mut hoodies = Vec::new();
     for app in apps {
         hoodies.push(haas.provision("bad", app).await);
-        haas.order("sleep", "bad", app).await;
-        haas.comes_to_be("bad", app, "asleep").await;
         hangs(haas, "bad", app).await;
     }
     hoodies

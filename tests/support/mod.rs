@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod echo;
+pub mod hanging;
 pub mod hoodie;
 pub mod hostile;
 pub mod house;
