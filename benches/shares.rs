@@ -46,7 +46,8 @@ async fn measure(size: &Size) -> Result<()> {
     haas.start().await;
     let sleeper = haas.provision("sleeper", "notes").await;
     // The first of each warms the caches.
-    drop((wake(&haas, &sleeper).await?, provision(&haas, 0).await?));
+    wake(&haas, &sleeper).await?;
+    provision(&haas, 0).await?;
 
     let quiet = rounds(&haas, &sleeper, size.rounds).await?;
     let visitors = attack(&haas, size.bad).await;
